@@ -1,6 +1,6 @@
-# `make` alone lists what there is. Options: make run PRESET=smoke DATA_DIR=data SEED=0
+# `make` alone lists what there is. Options: make run PRESET=smoke DATA_DIR=elsewhere SEED=0
 PRESET   ?= laptop
-DATA_DIR ?= data
+DATA_DIR ?=
 SEED     ?= 0
 NB       ?= [0-9]*.ipynb index.ipynb
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +15,7 @@ help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 run: install ## record, train every model, analyse, draw the GIF (PRESET=smoke|laptop|evening|paper)
-	$(BIN)/lapa_breakout run --preset $(PRESET) --data-dir $(DATA_DIR) --seed $(SEED)
+	$(BIN)/lapa_breakout run --preset $(PRESET) --seed $(SEED) $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 
 test: install ## every notebook and every check
 	$(BIN)/python -m pytest
