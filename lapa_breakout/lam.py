@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['down', 'up', 'mix', 'Residual', 'pad_to_cells', 'FrameEncoder', 'Quantised', 'VectorQuantizer', 'neighbours',
            'CodeAttention', 'change_weights', 'Decoder', 'check_frames', 'LatentActionModel', 'check_codes',
-           'pair_batches', 'extract_latents']
+           'pair_batches', 'extract_latents', 'LAMConfig']
 
 # %% ../nbs/02_lam.ipynb #f6d5f795
 import math
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from .core import (
     H, W, LAMConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
+
+# %% ../nbs/02_lam.ipynb #b00b1291
+_all_ = ["LAMConfig"]  # lives in core, belongs here as well
 
 # %% ../nbs/02_lam.ipynb #bc5dbc5b
 def down(inputs: int, outputs: int) -> nn.Sequential:

@@ -199,7 +199,10 @@ def test_save_pretrained_keeps_half_the_bytes_and_the_same_model(finished, tmp_p
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     arguments = ["run", "--preset", "smoke", "--data-dir", str(tmp_path)]
-    process = subprocess.Popen([*SCRIPT, *arguments], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*SCRIPT, *arguments], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("collect:"):  # the next stage has begun
