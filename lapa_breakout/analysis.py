@@ -7,7 +7,7 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'share_within', 'quantile', 'judge_frames', 'count_codes', 'MutualInformation', 'code_mutual_information',
            'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable', 'action_code_table', 'token_accuracy',
            'exact_match', 'guess_codes', 'judge_mappers', 'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes',
-           'compare_films', 'rollout_errors', 'Delta', 'controllability', 'PaddleControl', 'paddle_control',
+           'compare_films', 'rollout_errors', 'Delta', 'controllability', 'PaddleControl', 'shares', 'paddle_control',
            'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_one_step', 'judge_alphabet', 'analyse', 'Goal',
            'results_table']
 
@@ -15,6 +15,7 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ import torch
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +34,8 @@ from .core import ACTIONS, EvalConfig, LapaError, to_float, unflatten_codes
 from .data import EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, play_from
 from .lam import extract_latents
 from lapa_breakout.metrics import (
+    FIELD_LEFT,
+    FIELD_RIGHT,
     Located,
     bricks_standing,
     changed_pixel_psnr,
@@ -50,12 +54,17 @@ from .predictor import rollout, rollout_codes
 def in_batches(
     model: Callable[..., Tensor],  # takes (B, ...) tensors, gives one of B rows
     *parts: Tensor,  # (M, ...) each; uint8 frames arrive as floats in [0, 1]
-    size: int = 50,  # B
+    size: int = 25,  # B
 ) -> Tensor:  # M rows
-    "Run a model over many samples, some at a time, without gradients."
-    with torch.no_grad():
-        batches = zip(*(part.split(size) for part in parts), strict=True)
-        return torch.cat([model(*(to_float(p) if p.dtype == torch.uint8 else p for p in batch)) for batch in batches])
+    "Run a model over many samples, some at a time and one batch per core, without gradients."
+
+    def one(batch: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():  # each thread for itself
+            return model(*(to_float(part) if part.dtype == torch.uint8 else part for part in batch))
+
+    batches = zip(*(part.split(size) for part in parts), strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)) as pool:
+        return torch.cat(list(pool.map(one, batches)))
 
 # %% ../nbs/05_analysis.ipynb #94e432ea
 class Material(NamedTuple):
@@ -234,7 +243,8 @@ def action_probe(
             rare = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=5)
             first = rare if codes else StandardScaler(with_std=False)
             probe = make_pipeline(first, MLPClassifier(64, alpha=1.0, batch_size=50, max_iter=25, random_state=seed))
-            with warnings.catch_warnings():
+            # matrices this small make threads wait for each other, on a busy machine for minutes
+            with warnings.catch_warnings(), threadpool_limits(1):
                 warnings.simplefilter("ignore")  # ending before it has converged is meant, new codes are expected
                 probe.fit(features[fit].numpy(), target[fit])
                 scores[name].append(probe.score(features[score].numpy(), target[score]))
@@ -486,30 +496,40 @@ class PaddleControl:
 
     model: Tensor  # nan: no paddle was drawn
     game: Tensor
+    begin: Tensor  # (M,) column of its left edge at the start, in native pixels
+
+    @property
+    def still(self) -> Tensor:  # (actions, M)
+        "A paddle that never moves."
+        return torch.zeros_like(self.game)
+
+    @property
+    def at_wall(self) -> dict[str, Tensor]:  # place → (M,) bool
+        "Where the paddle stood: at the right wall only its first four columns are seen."
+        left, right = self.begin <= 2 * FIELD_LEFT, self.begin >= 2 * (FIELD_RIGHT - 3)
+        return {"left wall": left, "between": ~left & ~right, "right wall": right}
 
     @staticmethod
     def way(moved: Tensor, reach: float = 2.0) -> Tensor:
         "1 to the right, -1 to the left, 0 if by `reach` at most."
         return moved.sign() * (moved.abs() > reach)
 
-    def strict(self, moved: Tensor) -> dict[str, float]:  # `model` or `game` → action → share
-        "Share of starts in which each action moves the paddle as its name says."
-        wanted = torch.tensor([[0.0], [1.0], [-1.0]])
-        return dict(zip(HELD, (self.way(moved) == wanted).float().mean(1).tolist(), strict=True))
+    def obeys(self, moved: Tensor) -> Tensor:  # `model`, `game` or `still` → (actions, M) bool
+        "Strict: each action moves the paddle as its name says."
+        return self.way(moved) == torch.tensor([[0.0], [1.0], [-1.0]])
 
-    def within(self, moved: Tensor, reach: float = 2.0) -> Tensor:  # (actions, M) bool
-        "Whether the paddle ends as near as that to the real one."
+    def within(self, moved: Tensor, reach: float = 2.0) -> Tensor:  # → (actions, M) bool
+        "The paddle ends as near as that to the real one."
         return (moved - self.game).abs() <= reach
 
-    def as_game(self, moved: Tensor) -> dict[str, float]:  # action → share
-        "Share of starts in which each action moves the paddle the way the real one goes."
-        right = (self.way(moved) == self.way(self.game)) | self.within(moved)
-        return dict(zip(HELD, right.float().mean(1).tolist(), strict=True))
+    def follows(self, moved: Tensor) -> Tensor:  # → (actions, M) bool
+        "As the game: the paddle goes the way the real one goes, or ends beside it."
+        return (self.way(moved) == self.way(self.game)) | self.within(moved)
 
-    @property
-    def still(self) -> Tensor:
-        "A paddle that never moves."
-        return torch.zeros_like(self.game)
+
+def shares(right: Tensor) -> dict[str, float]:  # (actions, M) bool → action → share
+    "How often each action of `HELD` was right."
+    return dict(zip(HELD, right.float().mean(1).tolist(), strict=True))
 
 # %% ../nbs/05_analysis.ipynb #f8d06f3b
 def _hold_in_game(store: EpisodeStore, starts: np.ndarray, hold: int) -> Tensor:  # (actions, M, 105, 80) uint8
@@ -538,9 +558,9 @@ def paddle_control(
         drawn = locate_paddle(in_batches(lambda *given: rollout(run, *given)[:, -1], film.history, actions))
         moves.append(2 * (drawn.col - begin.col)[usable])  # two of the game's pixels are one of ours
     game = torch.stack([2 * (there.col - begin.col)[usable] for there in real])
-    return PaddleControl(torch.stack(moves), game)
+    return PaddleControl(torch.stack(moves), game, 2 * begin.col[usable])
 
-# %% ../nbs/05_analysis.ipynb #77033a68
+# %% ../nbs/05_analysis.ipynb #33c183ce
 def steps_per_second(
     run: Run,
     history: Tensor,  # (1, T, 105, 80) uint8
@@ -562,11 +582,12 @@ def judge_play(
 ) -> dict[str, float]:
     "Control of the paddle, and speed."
     control = paddle_control(run, store, starts, hold)
-    kinds = {"": control.as_game(control.model), "_copy": control.as_game(control.still)}
-    kinds |= {"_strict": control.strict(control.model), "_strict_game": control.strict(control.game)}
+    kinds = {"": control.follows(control.model), "_copy": control.follows(control.still)}
+    kinds |= {"_strict": control.obeys(control.model), "_strict_game": control.obeys(control.game)}
+    kinds["_between_walls"] = control.follows(control.model)[:, control.at_wall["between"]]
     figures: dict[str, float] = {}
-    for kind, shares in kinds.items():
-        figures |= {f"paddle_{action.lower()}{kind}": share for action, share in shares.items()}
+    for kind, right in kinds.items():
+        figures |= {f"paddle_{action.lower()}{kind}": share for action, share in shares(right).items()}
     for name, moved in (("", control.model), ("_copy", control.still)):
         figures[f"within_2px{name}"] = float(control.within(moved).float().mean())
     speed = steps_per_second(run, film_at(run, store, starts[:1], 1).history)

@@ -156,7 +156,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     "How much of the held-out episodes an evaluation looks at."
-    frames: int = 4000  # transitions for one-step figures
+    frames: int = 2000  # transitions whose codes are judged; at most 1,000 are drawn
     starts: int = 200  # starting points of closed-loop play
     horizon: int = 10  # steps of closed-loop play
 
