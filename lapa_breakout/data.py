@@ -421,7 +421,7 @@ def collect_episodes(
     seed: int = 0,
     workers: int = 2,  # processes; 1 plays in this one
     progress: bool = True,  # show a bar with transitions per second
-) -> "EpisodeStore":
+) -> Any:  # the `EpisodeStore` of the folder
     "Record until every player has its share of the transitions; what is there already counts."
     folder, config = Path(folder), config or DataConfig()
     try:

@@ -111,6 +111,12 @@ def test_imports_have_cells_of_their_own(path):
         assert not mixed, f"imports among other code in {path.name}:\n{source}"
 
 
+def test_docs_build(copy):
+    run(sys.executable, ROOT / "tools" / "build_docs.py", cwd=copy)
+    built = {page.stem for page in (copy / "_docs").glob("*.html")}
+    assert built == {path.stem for path in NOTEBOOKS}
+
+
 def test_readme_is_what_the_index_says():
     run(sys.executable, "tools/make_readme.py", "--check")
 
