@@ -6,10 +6,10 @@
 __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material', 'ObjectErrors', 'object_errors',
            'share_within', 'quantile', 'judge_frames', 'count_codes', 'MutualInformation', 'code_mutual_information',
            'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable', 'action_code_table', 'token_accuracy',
-           'exact_match', 'guess_codes', 'judge_mappers', 'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes',
-           'compare_films', 'rollout_errors', 'Delta', 'controllability', 'PaddleControl', 'shares', 'paddle_control',
-           'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_one_step', 'judge_alphabet', 'analyse', 'Goal',
-           'results_table']
+           'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers', 'draw_starts', 'film_at', 'RolloutErrors',
+           'infer_codes', 'compare_films', 'press', 'rollout_errors', 'Delta', 'controllability', 'PaddleControl',
+           'shares', 'paddle_control', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_one_step',
+           'judge_alphabet', 'analyse', 'Goal', 'results_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import time
@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import ACTIONS, EvalConfig, LapaError, to_float, unflatten_codes
+from .core import ACTIONS, UNKNOWN_ACTION, EvalConfig, LapaError, to_float, unflatten_codes
 from .data import EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, play_from
 from .lam import extract_latents
 from lapa_breakout.metrics import (
@@ -73,6 +73,7 @@ class Material(NamedTuple):
     history: Tensor  # (M, T, 105, 80) uint8, oldest first: the last one is the current frame
     next: Tensor  # (M, 105, 80) uint8
     actions: Tensor  # (M,) int64
+    past: Tensor  # (M, T) int64: the action that led to each frame of the history
     codes: Tensor  # (M, 35) int64
     before: Tensor  # (M, 35) int64: codes of the transition before
     index: np.ndarray  # type: ignore[assignment] # (M,) number of the current frame in the store
@@ -111,7 +112,7 @@ def draw_material(
     batch = data.batch(np.sort(chosen))
     index = batch.index.numpy()
     codes, before = (codes_at(run, store, index - back, latents) for back in (0, 1))
-    return Material(batch.history, batch.next[:, 0], batch.action, codes, before, index)
+    return Material(batch.history, batch.next[:, 0], batch.action, batch.past, codes, before, index)
 
 # %% ../nbs/05_analysis.ipynb #78abedfe
 class ObjectErrors(NamedTuple):
@@ -309,6 +310,11 @@ def exact_match(guess: Tensor, codes: Tensor) -> float:  # as for `token_accurac
     return float((guess == codes).all(1).float().mean())
 
 # %% ../nbs/05_analysis.ipynb #099096d5
+def look_and_name(run: Run, history: Tensor, actions: Tensor, past: Tensor, temperature: float = 0.0) -> Tensor:  # (M, 35)
+    "What `ContextMapper` says, its parts in the order of a batch."
+    return run.context_mapper.sample(history, actions, temperature, past)
+
+
 def guess_codes(
     run: Run,
     material: Material,
@@ -321,7 +327,7 @@ def guess_codes(
         "action_table": table.per_action[material.actions],
         "mlp": per_action[material.actions],
         "previous_codes": material.before,
-        "context": in_batches(run.context_mapper.sample, material.history, material.actions),
+        "context": in_batches(partial(look_and_name, run), material.history, material.actions, material.past),
     }
 
 
@@ -421,6 +427,11 @@ def compare_films(
     return RolloutErrors(mse, mse_copy, object_errors(drawn, true), object_errors(still, true))
 
 
+def press(run: Run, history: Tensor, actions: Tensor, past: Tensor) -> Tensor:  # (M, horizon, 105, 80)
+    "Closed loop under real actions, its parts in the order of a batch."
+    return rollout(run, history, actions, past=past)
+
+
 def rollout_errors(
     run: Run,
     store: EpisodeStore,
@@ -433,7 +444,7 @@ def rollout_errors(
     if codes == "inferred":
         drawn = in_batches(partial(rollout_codes, run.predictor), film.history, infer_codes(run, film))
     elif codes == "mapped":
-        drawn = in_batches(partial(rollout, run), film.history, film.actions)
+        drawn = in_batches(partial(press, run), film.history, film.actions, film.past)
     else:
         raise ValueError(f"there are no {codes!r} codes: choose 'inferred' or 'mapped'")
     return compare_films(drawn, film)
@@ -475,15 +486,15 @@ def controllability(
     others = (film.actions + shift) % len(ACTIONS)
     true = to_float(film.next[:, -1])
 
-    def error(play: Callable[..., Tensor], given: Tensor) -> Tensor:  # (M,)
-        return (in_batches(play, film.history, given)[:, -1] - true).square().mean((1, 2))
+    def error(play: Callable[..., Tensor], *given: Tensor) -> Tensor:  # (M,)
+        return (in_batches(play, film.history, *given)[:, -1] - true).square().mean((1, 2))
 
-    told, pressed = partial(rollout_codes, run.predictor), partial(rollout, run)
-    right = known or {"inferred": error(told, inferred), "mapped": error(pressed, film.actions)}
+    told, pressed = partial(rollout_codes, run.predictor), partial(press, run)
+    right = known or {"inferred": error(told, inferred), "mapped": error(pressed, film.actions, film.past)}
     return {
         "random_codes": _delta(right["inferred"], error(told, anything)),
         "other_codes": _delta(right["inferred"], error(told, shuffled)),
-        "other_action": _delta(right["mapped"], error(pressed, others)),
+        "other_action": _delta(right["mapped"], error(pressed, others, film.past)),
     }
 
 # %% ../nbs/05_analysis.ipynb #83940067
@@ -546,16 +557,17 @@ def paddle_control(
     store: EpisodeStore,
     starts: np.ndarray,  # (M,) frame numbers
     hold: int = 5,  # steps
+    told: bool = True,  # whether the mapper knows the buttons pressed before the start
 ) -> PaddleControl:
     "Hold each action in the model and in the real game, from the same state; starts at which a game ends are left out."
     film = film_at(run, store, starts, 1)
     begin = locate_paddle(to_float(film.history[:, -1]))
     real = [locate_paddle(to_float(frames)) for frames in _hold_in_game(store, starts, hold)]
     usable = torch.stack([begin.found, *(there.found for there in real)]).all(0)
-    moves = []
+    past, moves = film.past if told else torch.full_like(film.past, UNKNOWN_ACTION), []
     for name in HELD:
         actions = torch.full((len(starts), hold), ACTIONS.index(name))
-        drawn = locate_paddle(in_batches(lambda *given: rollout(run, *given)[:, -1], film.history, actions))
+        drawn = locate_paddle(in_batches(partial(press, run), film.history, actions, past)[:, -1])
         moves.append(2 * (drawn.col - begin.col)[usable])  # two of the game's pixels are one of ours
     game = torch.stack([2 * (there.col - begin.col)[usable] for there in real])
     return PaddleControl(torch.stack(moves), game, 2 * begin.col[usable])
@@ -564,7 +576,7 @@ def paddle_control(
 def steps_per_second(
     run: Run,
     history: Tensor,  # (1, T, 105, 80) uint8
-    steps: int = 30,
+    steps: int = 100,
 ) -> float:
     "Speed of play in the model, one game at a time."
     frames, actions = to_float(history), torch.zeros(1, steps, dtype=torch.long)

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .core import ACTIONS, H, W, DataConfig, LapaError, read_json, write_bytes, write_json
+from .core import ACTIONS, UNKNOWN_ACTION, H, W, DataConfig, LapaError, read_json, write_bytes, write_json
 
 # %% ../nbs/01_data.ipynb #79ff123a
 RAM_BYTES = (99, 101, 72)  # ball x, ball y, paddle x: where the game itself keeps them
@@ -555,6 +555,17 @@ class EpisodeStore:
                 self._pages.madvise(mmap.MADV_DONTNEED)
         return out
 
+    def recent(
+        self,
+        index: np.ndarray,  # (B,) frame numbers
+        length: int,  # T: how many frames
+    ) -> tuple[np.ndarray, np.ndarray]:  # (B, T) frame numbers; (B, T) int64 actions that led to those frames
+        "Frames up to those, oldest first; before an episode begins, its first frame and `UNKNOWN_ACTION`."
+        first = self.start[self.episode[index]][:, None]
+        wanted = index[:, None] + np.arange(1 - length, 1)
+        led = np.where(wanted > first, self.actions[np.maximum(wanted, 1) - 1], UNKNOWN_ACTION)
+        return np.maximum(wanted, first), led.astype(np.int64)
+
     @property
     def players(self) -> list[str]:
         "Names of the players that recorded, each once, in order of file name."
@@ -611,6 +622,7 @@ class TransitionBatch(NamedTuple):
     history: Tensor  # (B, T, 105, 80) uint8, oldest first: the last one is the current frame
     next: Tensor  # (B, horizon, 105, 80) uint8
     actions: Tensor  # (B, horizon) int64
+    past: Tensor  # (B, T) int64: the action that led to each frame of the history, `UNKNOWN_ACTION` where none did
     index: Tensor  # type: ignore[assignment] # (B,) int64: number of the current frame in the store
 
     @property
@@ -648,12 +660,13 @@ class TransitionDataset(Dataset):
         index = self.indices[np.asarray(positions)]
         if (self.store.left[index] < ahead).any():
             raise IndexError(f"{ahead} steps ahead go past an episode's end: make the data set with horizon={ahead}")
-        first = self.store.start[self.store.episode[index]][:, None]
-        past = np.maximum(index[:, None] + np.arange(1 - self.history, 1), first)  # (B, T)
+        recent, past = self.store.recent(index, self.history)
         future = index[:, None] + np.arange(1, ahead + 1)  # (B, horizon)
-        frames = torch.from_numpy(self.store.take(np.concatenate([past, future], 1)))
+        frames = torch.from_numpy(self.store.take(np.concatenate([recent, future], 1)))
         actions = torch.from_numpy(self.store.actions[future - 1].astype(np.int64))
-        return TransitionBatch(frames[:, : self.history], frames[:, self.history :], actions, torch.from_numpy(index))
+        return TransitionBatch(
+            frames[:, : self.history], frames[:, self.history :], actions, torch.from_numpy(past), torch.from_numpy(index)
+        )
 
     def __getitem__(self, position: int) -> TransitionBatch:
         return TransitionBatch(*(part[0] for part in self.batch([position])))

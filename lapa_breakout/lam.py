@@ -26,9 +26,10 @@ from .core import (
 _all_ = ["LAMConfig"]  # lives in core, belongs here as well
 
 # %% ../nbs/02_lam.ipynb #bc5dbc5b
-def down(inputs: int, outputs: int) -> nn.Sequential:
+def down(inputs: int, outputs: int, kernel: int = 4) -> nn.Sequential:  # kernel 4 or 2
     "Half the rows and columns"
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    convolution = nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2 - 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def up(inputs: int, outputs: int) -> nn.Sequential:
@@ -70,9 +71,10 @@ class FrameEncoder(nn.Module):
         inputs: int,  # channels that come in
         channels: tuple[int, ...],  # after each stage
         refine: int,  # residual blocks after the second stage
+        kernels: tuple[int, ...] = (4, 4, 4, 4),  # sides of the convolutions, 4 or 2
     ):
         super().__init__()
-        stages = [down(i, o) for i, o in zip((inputs, *channels), channels, strict=False)]
+        stages = [down(i, o, k) for i, o, k in zip((inputs, *channels), channels, kernels, strict=False)]
         stages[1].extend(Residual(channels[1]) for _ in range(refine))
         self.stages = nn.ModuleList(stages)
 
@@ -106,7 +108,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))  # training steps so far
 
     def forward(self, latents: Tensor) -> Quantised:  # (B, D, rows, columns)
-        z = self.normalise(latents)
+        z = self.normalise(latents.float())
         flat = rearrange(z, "b d row col -> (b row col) d")  # (M, D)
         if self.training and self._still_warming_up(flat):
             return Quantised(z, z.new_zeros(z.shape[0], *z.shape[2:], dtype=torch.long), z.new_zeros(()))
@@ -124,13 +126,16 @@ class VectorQuantizer(nn.Module):
             rearrange(codes, "(b row col) -> b row col", **shape), loss)
 
     def distance(self, flat: Tensor) -> Tensor:  # (M, D) -> (M, K)
-        "Squared distance of each latent to each code"
-        return flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.codebook.T + self.codebook.pow(2).sum(1)
+        "Squared distance of each latent to each code, in full precision: near ties decide"
+        with torch.autocast(flat.device.type, enabled=False):
+            return flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.codebook.T + self.codebook.pow(2).sum(1)
 
-    def missing_entropy(self, distance: Tensor, sharpness: float = 4.0) -> Tensor:  # (M, K) -> ()
-        "Nats by which the average soft assignment falls short of uniform: 0 when all codes are used alike"
-        soft = F.softmax(-sharpness * distance / self.cfg.embed_dim, dim=1).mean(0)
-        return math.log(self.cfg.codebook_size) + (soft * (soft + 1e-9).log()).sum()
+    def missing_entropy(self, distance: Tensor, sharpness: float = 8.0) -> Tensor:  # (M, K) -> ()
+        "Nats missing until all codes are used alike and every latent is sure of its own: the optimum is 0"
+        soft = F.softmax(-sharpness * distance / self.cfg.embed_dim, dim=1)  # (M, K)
+        average = soft.mean(0)
+        of_average, of_each = (-(p * (p + 1e-9).log()).sum(-1).mean() for p in (average, soft))
+        return math.log(self.cfg.codebook_size) - of_average + of_each
 
     def look_up(self, codes: Tensor) -> Tensor:  # (B, rows, columns) -> (B, D, rows, columns)
         "The codebook vectors of a code map"
@@ -188,7 +193,8 @@ def change_weights(
 ) -> Tensor:  # the same shape, at least 1
     "Weight of each pixel's error: 1, plus `weight` / (changed pixels nearby) where the pixel changes"
     changed = (next_obs != obs).float()
-    nearby = F.avg_pool2d(changed, window, 1, window // 2) * window**2
+    half = window // 2
+    nearby = F.avg_pool2d(F.avg_pool2d(changed, (window, 1), 1, (half, 0)), (1, window), 1, (0, half)) * window**2
     return 1 + weight * changed / nearby.clamp(min=4)
 
 # %% ../nbs/02_lam.ipynb #bd94a71f
@@ -231,10 +237,11 @@ class LatentActionModel(nn.Module):
     def __init__(self, cfg: LAMConfig = LAMConfig()):
         super().__init__()
         self.cfg = cfg
-        self.pair_encoder = FrameEncoder(2, cfg.channels, cfg.refine)
+        self.pair_encoder = FrameEncoder(2, cfg.channels, 0, cfg.kernels)
         self.to_latent = nn.Conv2d(cfg.channels[-1], cfg.embed_dim, 1)
         self.quantizer = VectorQuantizer(cfg)
         self.frame_encoder = FrameEncoder(1, cfg.channels, 0)
+        self.surroundings = nn.Conv2d(cfg.channels[-1], cfg.embed_dim, 1) if cfg.surroundings else None
         self.decoder = Decoder(cfg)
 
     @property
@@ -244,13 +251,21 @@ class LatentActionModel(nn.Module):
 
     def quantise(self, obs: Tensor, next_obs: Tensor) -> Quantised:  # (B, 1, 105, 80) twice
         "The inverse dynamics: what happened between the two frames"
-        pair = pad_to_cells(torch.cat([obs, next_obs - obs], 1))
-        return self.quantizer(self.to_latent(self.pair_encoder(pair)[-1]))
+        return self._quantise(obs, next_obs, self._look(obs) if self.surroundings else [])
 
     def redraw(self, obs: Tensor, latents: Tensor) -> Tensor:  # (B, 1, 105, 80), (B, D, 7, 5)
         "The forward dynamics: the current frame plus the change that the latents describe"
-        change = self.decoder(self.frame_encoder(pad_to_cells(obs)), latents)
-        return obs + change[..., : obs.shape[-2], :]
+        return self._redraw(obs, latents, self._look(obs))
+
+    def _look(self, obs: Tensor) -> list[Tensor]:
+        return self.frame_encoder(pad_to_cells(obs))
+
+    def _quantise(self, obs: Tensor, next_obs: Tensor, seen: list[Tensor]) -> Quantised:
+        latents = self.to_latent(self.pair_encoder(pad_to_cells(torch.cat([obs, next_obs - obs], 1)))[-1])
+        return self.quantizer(latents if self.surroundings is None else latents + self.surroundings(seen[-1]))
+
+    def _redraw(self, obs: Tensor, latents: Tensor, seen: list[Tensor]) -> Tensor:
+        return obs + self.decoder(seen, latents)[..., : obs.shape[-2], :]
 
     def loss(
         self,
@@ -258,8 +273,9 @@ class LatentActionModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Weighted squared error of the redrawn next frame, plus the quantiser's terms"
         obs, next_obs = map(to_float, batch)
-        quantised = self.quantise(obs, next_obs)
-        error = (self.redraw(obs, quantised.latents) - next_obs).pow(2)
+        seen = self._look(obs)  # once for both
+        quantised = self._quantise(obs, next_obs, seen)
+        error = (self._redraw(obs, quantised.latents, seen) - next_obs).pow(2)
         drawn = 30 * (change_weights(obs, next_obs, self.cfg.change_weight) * error).mean()
         return drawn + quantised.loss, {"psnr": -10 * error.detach().mean().log10(), "vq": quantised.loss.detach()}
 

@@ -203,7 +203,8 @@ class ContextMapper(nn.Module):
         width = cfg.channels[-1]
         self.look = FrameEncoder(2 * cfg.history - 1, cfg.channels, cfg.refine)
         self.action = nn.Embedding(cfg.actions, cfg.embed_dim)
-        self.join = mix(width + cfg.embed_dim, width)
+        self.past = nn.Embedding(cfg.history * (cfg.actions + 1), cfg.embed_dim)  # for each place in the history
+        self.join = mix(width + 2 * cfg.embed_dim, width)
         self.talk = nn.Sequential(Residual(width), Residual(width))
         self.place = nn.Parameter(torch.zeros(1, cfg.codebook_size, *cfg.grid))  # how likely a code is at a place
         self.choose = nn.Conv2d(width, cfg.codebook_size, 1)
@@ -213,31 +214,47 @@ class ContextMapper(nn.Module):
         self.look.load_state_dict(predictor.look.state_dict())  # type: ignore[union-attr]
         return self
 
-    def forward(self, history: Tensor, action: Tensor) -> Tensor:  # (B, T, 105, 80), (B,) -> (B, 256, 7, 5)
+    def forward(self, history: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, T, 105, 80), (B,), (B, T) -> (B, 256, 7, 5)
         "Logits of each cell's code"
         seen = self.look(pad_to_cells(torch.cat([history, history.diff(dim=1)], 1)))[-1]  # (B, c, 7, 5)
-        wish = self.action(action)[:, :, None, None].expand(-1, -1, *seen.shape[2:])
-        return self.choose(self.talk(self.join(torch.cat([seen, wish], 1)))) + self.place
+        place = (self.cfg.actions + 1) * torch.arange(self.cfg.history, device=past.device)
+        wish = torch.cat([self.action(action), self.past(past + place).sum(1)], 1)  # (B, 2 * embed_dim)
+        told = wish[:, :, None, None].expand(-1, -1, *seen.shape[2:])
+        return self.choose(self.talk(self.join(torch.cat([seen, told], 1)))) + self.place
 
     def loss(
         self,
-        batch: tuple[Tensor, Tensor, Tensor],  # history (B, T, 105, 80) uint8, action (B,), codes (B, 35)
+        batch: tuple[Tensor, Tensor, Tensor, Tensor],  # history (B, T, 105, 80) uint8, action (B,), past (B, T), codes (B, 35)
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Cross-entropy over all cells"
-        history, action, codes = batch
-        logits, grid = self(to_float(history), action), unflatten_codes(codes.long(), self.cfg.grid)
+        history, action, past, codes = batch
+        if self.training:
+            forget = torch.rand(len(past), 1, device=past.device) < self.cfg.past_dropout
+            past = past.masked_fill(forget, self.cfg.actions)
+        logits, grid = self(to_float(history), action, past), unflatten_codes(codes.long(), self.cfg.grid)
         return F.cross_entropy(logits, grid), {"accuracy": (logits.argmax(1) == grid).float().mean()}
 
     @torch.no_grad()
-    def logits(self, history: Tensor, action: Tensor) -> Tensor:  # (B, T, 105, 80) float32, (B,) -> (B, 35, 256)
+    def logits(self, history: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:  # as for `sample` -> (B, 35, 256)
         "Logits in the order of the file format"
         check_frames(history, "history", self.cfg.history)
-        grid = self.eval()(history, check_actions(action, self.cfg.actions))
+        if past is None:
+            past = torch.full(history.shape[:2], self.cfg.actions, device=history.device)
+        if past.shape != history.shape[:2]:
+            raise ValueError(f"past actions are {tuple(past.shape)}: give one for each frame, {tuple(history.shape[:2])}")
+        check_actions(past.flatten(), self.cfg.actions + 1)
+        grid = self.eval()(history, check_actions(action, self.cfg.actions), past)
         return flatten_codes(grid).transpose(1, 2)
 
-    def sample(self, history: Tensor, action: Tensor, temperature: float = 0.0) -> Tensor:  # -> (B, 35) int64
-        "Codes for an action in this situation; temperature 0 is the likeliest code"
-        return pick_codes(self.logits(history, action), temperature)
+    def sample(
+        self,
+        history: Tensor,  # (B, T, 105, 80) float32 in [0, 1], oldest first
+        action: Tensor,  # (B,) int64, 0 to 3
+        temperature: float = 0.0,  # 0: the likeliest code of each position
+        past: Tensor | None = None,  # (B, T) int64: the action that led to each frame, 4 where not known; None: none is
+    ) -> Tensor:  # (B, 35) int64
+        "Codes for an action in this situation"
+        return pick_codes(self.logits(history, action, past), temperature)
 
     def save(self, path: str | Path, **extra: Any) -> None:
         "Weights and configuration in one file, written aside and renamed"
@@ -255,9 +272,9 @@ def context_batches(
     codes: np.ndarray,  # (F, 35) uint8: the codes of frame i -> i + 1, for every frame of the store
     batch_size: int,
     seed: int = 0,
-) -> Any:  # step -> (history, action, codes)
+) -> Any:  # step -> (history, action, past, codes)
     "Random transitions; the same step gives the same batch"
-    def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch = transitions.sample(batch_size, step_generator(seed, step))
-        return batch.history, batch.action, torch.from_numpy(codes[batch.index])
+        return batch.history, batch.action, batch.past, torch.from_numpy(codes[batch.index])
     return next_batch

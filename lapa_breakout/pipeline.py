@@ -203,7 +203,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], _with_seed(preset.predictor_train, seed),
         lambda: NextFramePredictor(preset.predictor),
-        lambda part, size: history_batches(parts[part], codes, size, seed), "val_psnr")
+        lambda part, size: history_batches(parts[part], codes, size, seed, preset.predictor), "val_psnr")
     note_time(paths, "train_predictor", extra["seconds"])
     return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 

@@ -20,7 +20,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import ACTIONS, GREY_LEVELS, H, W, LapaError, Paths, to_float, to_uint8, write_bytes
+from .core import ACTIONS, GREY_LEVELS, UNKNOWN_ACTION, H, W, LapaError, Paths, to_float, to_uint8, write_bytes
 from .data import EpisodeStore, RandomPlayer, game_states, make_env
 from .metrics import bricks_standing
 from .pipeline import Run, load_pretrained, load_run
@@ -130,6 +130,7 @@ class WorldModelEnv(gym.Env[np.ndarray, int]):
         self.action_space = Discrete(len(ACTIONS))  # type: ignore[assignment] # a numpy integer is an action as well
         self.device = next(self.run.predictor.parameters()).device
         self.history: np.ndarray | None = None  # (T, 105, 80) uint8, oldest first
+        self.past: np.ndarray  # (T,) int64: the action that led to each of them
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -145,6 +146,8 @@ class WorldModelEnv(gym.Env[np.ndarray, int]):
             start = self.np_random.choice(self.store.transitions)
         recorded = isinstance(start, int | np.integer)
         self.history = history_at(self.store, int(start), length) if recorded else check_history(start, length)
+        known = self.store.recent(np.array([start]), length)[1][0] if recorded else None
+        self.past = np.full(length, UNKNOWN_ACTION) if known is None else known
         self.steps, self.standing = 0, standing_bricks(self.history[-1])
         return self.history[-1].copy(), {"start": int(start) if recorded else -1}
 
@@ -156,6 +159,7 @@ class WorldModelEnv(gym.Env[np.ndarray, int]):
             raise PlayError(f"there is no action {action!r}: give one of {names}")
         frame, codes = self._imagine(int(action))
         self.history = np.concatenate([self.history[1:], frame[None]])
+        self.past = np.append(self.past[1:], int(action))
         self.steps += 1
         left = self.standing & standing_bricks(frame)
         reward, self.standing = points_won(self.standing, left), left
@@ -166,7 +170,8 @@ class WorldModelEnv(gym.Env[np.ndarray, int]):
         seen = to_float(self.history)[None].to(self.device)  # type: ignore[arg-type]
         with _chance(self.np_random, self.device):
             pressed = torch.tensor([action], device=self.device)
-            codes = self.run.context_mapper.sample(seen, pressed, self.temperature)
+            past = torch.from_numpy(self.past)[None].to(self.device)
+            codes = self.run.context_mapper.sample(seen, pressed, self.temperature, past)
         frame = to_uint8(self.run.predictor.predict(seen, codes))[0, 0]
         return frame.cpu().numpy(), codes[0].cpu().numpy().astype(np.uint8)
 

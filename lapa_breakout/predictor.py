@@ -6,6 +6,7 @@
 __all__ = ['GreyLevels', 'NextFramePredictor', 'history_batches', 'rollout_codes', 'rollout', 'PredictorConfig']
 
 # %% ../nbs/03_predictor.ipynb #ce1280bd
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import (
-    GREY_LEVELS, PredictorConfig, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
+    GREY_LEVELS, UNKNOWN_ACTION, PredictorConfig, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
 from .lam import FrameEncoder, Residual, change_weights, check_codes, check_frames, mix, pad_to_cells, up
 
 # %% ../nbs/03_predictor.ipynb #b9a289b5
@@ -76,11 +77,13 @@ class NextFramePredictor(nn.Module):
 
     def loss(
         self,
-        batch: tuple[Tensor, Tensor, Tensor],  # history (B, T, 105, 80) uint8, codes (B, 35), next (B, 1, 105, 80) uint8
+        batch: tuple[Tensor, Tensor, Tensor],  # history (B, T, 105, 80) uint8, codes (B, S, 35), next (B, S, 105, 80) uint8
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "Cross-entropy of the levels, changed pixels weighted as in Part 2"
-        history, next_frame = to_float(batch[0]), to_float(batch[2])
-        grid = unflatten_codes(batch[1].long(), self.cfg.grid)
+        "Cross-entropy of the last step's levels after S - 1 steps on its own pictures; changed pixels weighted as in Part 2"
+        history, next_frame = to_float(batch[0]), to_float(batch[2][:, -1:])
+        if batch[1].shape[1] > 1:
+            history = self._live(history, batch[1][:, :-1])
+        grid = unflatten_codes(batch[1][:, -1].long(), self.cfg.grid)
         if self.training:
             blank = torch.rand(grid.shape, device=grid.device) < self.cfg.code_dropout
             grid = grid.masked_fill(blank, self.cfg.codebook_size)
@@ -90,6 +93,14 @@ class NextFramePredictor(nn.Module):
         error = F.cross_entropy(logits, becomes[:, 0], reduction="none")
         mse = (self.greys.to_frame(logits.argmax(1, keepdim=True)) - next_frame).pow(2).mean()
         return (weights * error).mean(), {"psnr": -10 * mse.clamp(min=1e-9).log10()}
+
+    @torch.no_grad()
+    def _live(self, history: Tensor, codes: Tensor) -> Tensor:  # (B, T, 105, 80), (B, S, 35) -> (B, T, 105, 80)
+        training = self.training
+        for step in codes.unbind(1):
+            history = torch.cat([history[:, 1:], self.predict(history, step)], 1)
+        self.train(training)
+        return history
 
     @torch.no_grad()
     def predict(self, history: Tensor, codes: Tensor) -> Tensor:  # (B, T, 105, 80), (B, 35) -> (B, 1, 105, 80)
@@ -115,11 +126,19 @@ def history_batches(
     codes: np.ndarray,  # (F, 35) uint8: the codes of frame i -> i + 1, for every frame of the store
     batch_size: int,
     seed: int = 0,
-) -> Any:  # step -> (history, codes, next)
+    cfg: PredictorConfig = PredictorConfig(),  # its `own_steps` and `own_from`
+) -> Any:  # step -> (history, codes (B, S, 35), next (B, S, 105, 80)); S is 1, or in half of the later batches up to own_steps + 1
     "Random transitions with their codes; the same step gives the same batch"
+    roomy = copy(transitions)
+    roomy.indices = transitions.indices[transitions.store.left[transitions.indices] > cfg.own_steps]
+
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        batch = transitions.sample(batch_size, step_generator(seed, step))
-        return batch.history, torch.from_numpy(codes[batch.index]), batch.next[:, :1]
+        generator = step_generator(seed, step)
+        steps = 1
+        if cfg.own_steps and step >= cfg.own_from and torch.rand((), generator=generator) < 0.5:
+            steps += int(torch.randint(1, cfg.own_steps + 1, (), generator=generator))
+        batch = (roomy if steps > 1 else transitions).sample(batch_size, generator, horizon=steps)
+        return batch.history, torch.from_numpy(codes[batch.index[:, None] + torch.arange(steps)]), batch.next
     return next_batch
 
 # %% ../nbs/03_predictor.ipynb #70852430
@@ -143,13 +162,15 @@ def rollout(
     history: Tensor,  # (B, T, 105, 80) float32 in [0, 1], oldest first
     actions: Tensor,  # (B, S) int64, 0 to 3
     temperature: float = 0.0,  # 0: the likeliest codes
+    past: Tensor | None = None,  # (B, T) int64: the action that led to each frame of the history; None: not known
 ) -> Tensor:  # (B, S, 105, 80)
     "Closed loop under real actions: the mapper names the codes, the predictor draws"
     if actions.ndim != 2 or len(actions) != len(history):
         raise ValueError(f"actions are {tuple(actions.shape)} for {len(history)} histories: give (B, steps)")
-    frames = []
+    past, frames = torch.full(history.shape[:2], UNKNOWN_ACTION) if past is None else past, []
     for action in actions.unbind(1):
-        codes = run.context_mapper.sample(history, action, temperature)
+        codes = run.context_mapper.sample(history, action, temperature, past)
         history = torch.cat([history[:, 1:], run.predictor.predict(history, codes)], 1)
+        past = torch.cat([past[:, 1:], action[:, None]], 1)
         frames.append(history[:, -1])
     return torch.stack(frames, 1)
