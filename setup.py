@@ -9,6 +9,8 @@ ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 lib = cfg["lib_name"]
 
+logging = cfg["logging_requirements"].split()
+
 setup(
     name=lib,
     version=cfg["version"],
@@ -23,7 +25,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_path"]: ["*.js", "*.css", "*.html", "*.json"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"logging": logging, "dev": cfg["dev_requirements"].split() + logging},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={cfg['lib_path']}._modidx:d"],  # lets nbdev link names in prose to their documentation

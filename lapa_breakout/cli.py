@@ -11,7 +11,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,12 +85,25 @@ _Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Take the weights that come with the clone instead of your own.")
 ]
 
+_Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME", help="Send the curves to tensorboard or wandb as well; may be repeated."),
+]
+
 
 def _resolve(preset: str, data_dir: Path | None) -> tuple["Preset", "Paths"]:
     "Names to objects; a wrong name ends here, before anything is done."
     from lapa_breakout.core import get_preset, paths_for
 
     return get_preset(preset), paths_for(preset, data_dir)
+
+
+def _check_trackers(track: Sequence[str] | None) -> None:
+    "A wrong or missing tracker ends here, not after the recording."
+    if track:
+        from lapa_breakout.training import check_trackers
+
+        check_trackers(track)
 
 
 def _short(path: Path) -> str:
@@ -126,12 +139,13 @@ def _report_line(report: "StageReport") -> str:
     return f"{report.name}: {report.line}; {how}"
 
 
-def _do(stage: str, preset: "Preset", paths: "Paths", seed: int) -> None:
+def _do(stage: str, preset: "Preset", paths: "Paths", seed: int, track: Sequence[str] | None = None) -> None:
     from lapa_breakout.pipeline import STAGES
 
     _check_owner(preset, paths, seed, claim=stage == "collect")
+    trackers = {"trackers": track} if track and stage.startswith("train-") else {}
     with redirect_stdout(sys.stderr):
-        report = STAGES[stage](preset, paths, seed)
+        report = STAGES[stage](preset, paths, seed, **trackers)
     _tell(_report_line(report))
 
 # %% ../nbs/13_cli.ipynb #9a544244
@@ -148,7 +162,14 @@ def _stage_command(stage: str) -> Callable[..., None]:
     def command(preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed = 0) -> None:
         _do(stage, *_resolve(preset, data_dir), seed)
 
-    return command
+    def training(
+        preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed = 0, track: _Track = None
+    ) -> None:
+        wanted, paths = _resolve(preset, data_dir)
+        _check_trackers(track)
+        _do(stage, wanted, paths, seed, track)
+
+    return training if stage.startswith("train-") else command
 
 
 for _name, _help in _STAGES.items():
@@ -317,13 +338,14 @@ def _analysed(preset: "Preset", paths: "Paths", seed: int) -> dict[str, float] |
 
 
 @app.command(rich_help_panel="Everything")
-def run(preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed = 0) -> None:
+def run(preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed = 0, track: _Track = None) -> None:
     "Record, train every model, analyse, and film the result. Goes on where it was stopped."
     begin = time.perf_counter()
     wanted, paths = _resolve(preset, data_dir)
+    _check_trackers(track)
     _tell(f"preset {wanted.name}, seed {seed}, data in {_short(paths.root)}")
     for stage in _STAGES:
-        _do(stage, wanted, paths, seed)
+        _do(stage, wanted, paths, seed, track)
     with redirect_stdout(sys.stderr):
         figures = _analysed(wanted, paths, seed)
         if figures:

@@ -6,8 +6,8 @@
 __all__ = ['H', 'W', 'GRID', 'GREY_LEVELS', 'ACTIONS', 'UNKNOWN_ACTION', 'presets', 'to_float', 'to_uint8', 'flatten_codes',
            'unflatten_codes', 'LapaError', 'DataConfig', 'LAMConfig', 'PredictorConfig', 'MLPConfig', 'ContextConfig',
            'TrainConfig', 'EvalConfig', 'Preset', 'get_preset', 'in_test', 'notebook_preset', 'repo_root', 'Paths',
-           'paths_for', 'set_seed', 'step_generator', 'default_device', 'write_bytes', 'write_json', 'read_json',
-           'Artifact', 'save_artifact', 'load_artifact', 'fingerprint']
+           'paths_for', 'set_seed', 'step_generator', 'default_device', 'writing', 'write_bytes', 'write_json',
+           'read_json', 'Artifact', 'save_artifact', 'load_artifact', 'fingerprint']
 
 # %% ../nbs/00_core.ipynb #e3152986
 import errno
@@ -18,7 +18,8 @@ import os
 import pickle
 import random
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -345,6 +346,19 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 # %% ../nbs/00_core.ipynb #5ab5bbc7
+@contextmanager
+def writing(
+    path: str | Path,  # what is being written, for the message
+) -> Iterator[None]:
+    "A failure to write becomes a line that says so."
+    try:
+        yield
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        way_out = "what was there is unchanged; make room and run again"
+        raise LapaError(f"{path} could not be written, {why}: {way_out}") from error
+
+
 def write_bytes(
     path: str | Path,  # its folder is made if missing
     data: bytes,
@@ -352,19 +366,17 @@ def write_bytes(
     "Write a whole file or leave what was there untouched."
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes must not share one
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a rename may reach the disk before the data does
-        os.replace(part, path)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        way_out = "what was there is unchanged; make room and run again"
-        raise LapaError(f"{path} could not be written, {why}: {way_out}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a rename may reach the disk before the data does
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):  # a second failure must not hide the first
+                part.unlink()
     return path
 
 # %% ../nbs/00_core.ipynb #9078a118

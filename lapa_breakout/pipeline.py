@@ -9,7 +9,7 @@ __all__ = ['FILES', 'STAGES', 'PRETRAINED', 'StageReport', 'note_time', 'read_ti
 
 # %% ../nbs/09_pipeline.ipynb #f1007532
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,7 @@ from .lam import LatentActionModel, extract_latents, pair_batches
 from .mapper import (
     ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, write_pairs)
 from .predictor import NextFramePredictor, history_batches
-from .training import fit
+from .training import History, fit
 
 # %% ../nbs/09_pipeline.ipynb #fc80ea99
 @dataclass(frozen=True)
@@ -109,24 +109,34 @@ def _validate(batches: list) -> Callable[[nn.Module], dict]:
     return evaluate
 
 
+def _sweep(path: Path) -> None:
+    "Remove what a kill may have left beside finished weights"
+    for debris in (path.with_suffix(".resume"), *path.parent.glob(f"{path.stem}.*.tmp")):
+        debris.unlink(missing_ok=True)
+
+
 def _train(
     kind: str, paths: Paths, identity: str, cfg: TrainConfig, build: Callable[[], nn.Module],
-    batches: Callable[[str, int], Callable[[int], Any]], metric: str,
+    batches: Callable[[str, int], Callable[[int], Any]], metric: str, trackers: Sequence[str],
 ) -> tuple[bool, dict]:
     "Train and save one model unless that has been done; returns whether it had, and what was noted"
     path = paths.checkpoints / FILES[kind]
     if extra := _finished(path, kind, identity):
+        _sweep(path)
         return True, extra
     torch.manual_seed(cfg.seed)
     model = build()
     held_out = batches("validation", cfg.batch_size)
-    history = fit(
-        model, batches("train", cfg.batch_size), cfg, checkpoint=path.with_suffix(".resume"), name=kind, identity=identity,
-        evaluate=_validate([held_out(step) for step in range(4)]), best=metric,
-        log=paths.results / f"{kind}.jsonl")
-    extra = {"identity": identity, "seconds": history.seconds, "final": history.rows[-1]}
-    model.cpu().save(path, **extra)  # type: ignore[operator]
-    return False, extra
+
+    def save(history: History) -> None:
+        noted = {"identity": identity, "seconds": history.seconds, "final": history.rows[-1]}
+        model.cpu().save(path, **noted)  # type: ignore[operator]
+
+    fit(model, batches("train", cfg.batch_size), cfg, checkpoint=path.with_suffix(".resume"), name=kind, identity=identity,
+        evaluate=_validate([held_out(step) for step in range(4)]), best=metric, log=paths.results / f"{kind}.jsonl",
+        save=save, trackers=trackers, tracker_dir=paths.results / "tracking")
+    _sweep(path)
+    return False, load_artifact(path, kind, _CONFIGS[kind]).extra
 
 # %% ../nbs/09_pipeline.ipynb #464cd684
 def _with_seed(cfg: TrainConfig, seed: int) -> TrainConfig:
@@ -145,13 +155,13 @@ def collect(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     return StageReport("collect", skipped, read_times(paths).get("collect", 0.0), line)
 
 
-def train_lam(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
+def train_lam(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn latent actions from pairs of frames"
     store = open_store(paths)
     parts = splits(store, preset)
     skipped, extra = _train(
         "lam", paths, identities(store, preset, seed)["lam"], _with_seed(preset.lam_train, seed),
-        lambda: LatentActionModel(preset.lam), lambda part, size: pair_batches(parts[part], size, seed), "val_psnr")
+        lambda: LatentActionModel(preset.lam), lambda part, size: pair_batches(parts[part], size, seed), "val_psnr", trackers)
     note_time(paths, "train_lam", extra["seconds"])
     return StageReport("train-lam", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
@@ -195,7 +205,7 @@ def extract(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     return StageReport("extract", False, time.perf_counter() - start, line)
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
-def train_predictor(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
+def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn to draw the next frame from history and codes"
     store = open_store(paths)
     parts, identity = splits(store, preset), identities(store, preset, seed)
@@ -203,12 +213,12 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], _with_seed(preset.predictor_train, seed),
         lambda: NextFramePredictor(preset.predictor),
-        lambda part, size: history_batches(parts[part], codes, size, seed, preset.predictor), "val_psnr")
+        lambda part, size: history_batches(parts[part], codes, size, seed, preset.predictor), "val_psnr", trackers)
     note_time(paths, "train_predictor", extra["seconds"])
     return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
 
-def train_mapper(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
+def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn codes from actions: alone, and with the recent frames"
     store = open_store(paths)
     parts, identity = splits(store, preset), identities(store, preset, seed)
@@ -220,11 +230,12 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     held_out = pairs.held_out(0.2, seed)
     mlp_skipped, mlp = _train(
         "mlp", paths, identity["mlp"], _with_seed(preset.mlp_train, seed), lambda: ActionToLatentMLP(preset.mlp),
-        lambda part, size: mlp_batches(pairs, held_out if part == "validation" else ~held_out, size, seed), "val_accuracy")
+        lambda part, size: mlp_batches(pairs, held_out if part == "validation" else ~held_out, size, seed), "val_accuracy",
+        trackers)
     skipped, context = _train(
         "context", paths, identity["context"], _with_seed(preset.context_train, seed),
         lambda: ContextMapper(preset.context).start_from(predictor),
-        lambda part, size: context_batches(parts[part], codes, size, seed), "val_accuracy")
+        lambda part, size: context_batches(parts[part], codes, size, seed), "val_accuracy", trackers)
     seconds = mlp["seconds"] + context["seconds"]
     note_time(paths, "train_mapper", seconds)
     alone, seeing = (extra["final"]["val_accuracy"] for extra in (mlp, context))
@@ -232,7 +243,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     return StageReport("train-mapper", skipped and mlp_skipped, seconds, line)
 
 
-STAGES: dict[str, Callable[[Preset, Paths, int], StageReport]] = {
+STAGES: dict[str, Callable[..., StageReport]] = {  # those that train also take `trackers`
     "collect": collect, "train-lam": train_lam, "extract": extract, "train-predictor": train_predictor,
     "train-mapper": train_mapper}
 
