@@ -9,7 +9,7 @@ BIN   := $(CURDIR)/.venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab notebooks export readme docs clean
+.PHONY: help install run test lab play notebooks export readme docs clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test: install ## every notebook and every check
 
 lab: install ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
+
+play: install ## play the learned game in the browser, the real one beside it
+	$(BIN)/voila tools/play_app.ipynb
 
 notebooks: install ## execute notebooks at full size and keep the outputs (NB=02_lam.ipynb for one)
 	cd nbs && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 $(NB)

@@ -5,22 +5,29 @@
 # %% auto #0
 __all__ = ['BRICK_POINTS', 'in_colour', 'PlayError', 'history_at', 'check_history', 'standing_bricks', 'points_won',
            'WorldModelEnv', 'RealGame', 'Watched', 'watch', 'Clip', 'play_both', 'draw_pages', 'save_pages',
-           'record_rollout', 'pick_starts']
+           'record_rollout', 'pick_starts', 'PlayWidget']
 
 # %% ../nbs/06_play.ipynb #30a37e3f
 import io
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anywidget
 import gymnasium as gym
+import imageio.v3 as iio
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from ipywidgets import Button, HBox, Label, VBox
+from ipywidgets import Image as Picture
 from PIL import Image, ImageDraw, ImageFont
+from traitlets import Bool, Bytes, Dict, Float, Int, List, Unicode
 
-from .core import ACTIONS, GREY_LEVELS, UNKNOWN_ACTION, H, W, LapaError, Paths, to_float, to_uint8, write_bytes
+from .core import ACTIONS, GREY_LEVELS, GRID, UNKNOWN_ACTION, H, W, LapaError, Paths
+from .core import to_float, to_uint8, unflatten_codes, write_bytes
 from .data import EpisodeStore, RandomPlayer, game_states, make_env
 from .metrics import bricks_standing
 from .pipeline import Run, load_pretrained, load_run
@@ -324,21 +331,35 @@ def draw_pages(
 # %% ../nbs/06_play.ipynb #482d1f0e
 def save_pages(
     pages: Sequence[Image.Image],
-    path: str | Path,
+    path: str | Path,  # its ending decides: .gif or .mp4
     seconds: Sequence[float],  # how long each page stays
+    fps: float = 15,  # of an MP4, which has no other way to let a page stay than to repeat it
 ) -> Path:
-    "Write an animated GIF."
+    "Write a film."
+    kind = Path(path).suffix.lower()
+    if kind not in (".gif", ".mp4"):
+        raise PlayError(f"{Path(path).name} is no film we can write: let the name end in .gif or .mp4")
+    if kind == ".mp4":
+        shown = [np.asarray(page.convert("RGB")) for page in pages]
+        film = [frame for frame, stay in zip(shown, seconds, strict=True) for _ in range(max(1, round(stay * fps)))]
+        return write_bytes(path, _mp4(np.stack(film), fps))
     file = io.BytesIO()
     stay = [10 * round(100 * second) for second in seconds]  # a GIF counts in hundredths
     pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=stay, loop=0, optimize=False)
     return write_bytes(path, file.getvalue())
 
 
+def _mp4(film: np.ndarray, fps: float) -> bytes:  # film: (T, height, width, 3) uint8
+    "As H.264, which wants even sides."
+    even = film[:, : film.shape[1] // 2 * 2, : film.shape[2] // 2 * 2]
+    return iio.imwrite("<bytes>", even, extension=".mp4", fps=fps, macro_block_size=2, quality=8)
+
+# %% ../nbs/06_play.ipynb #902d4ab8
 def record_rollout(
     run: Run,
     store: EpisodeStore,
     starts: int | Sequence[int],  # frames to start from, one clip each
-    path: str | Path,  # of the GIF
+    path: str | Path,  # of the film; its ending decides: .gif or .mp4
     player: RandomPlayer | Sequence[int] | np.ndarray | None = None,  # who plays the real game; None: as recorded
     steps: int = 60,  # of each clip
     temperature: float = 0.0,
@@ -348,11 +369,11 @@ def record_rollout(
     fps: float = 15,  # the game itself shows 15 of our frames per second
     seed: int = 0,
 ) -> list[Clip]:
-    "Play the same buttons in the game and in the model, and write both side by side as a GIF."
+    "Play the same buttons in the game and in the model, and write both side by side as a film."
     first = [starts] if isinstance(starts, int | np.integer) else list(starts)
     clips = [play_both(run, store, int(start), player, steps, temperature, seed) for start in first]
     seconds = [[1.0, *[1 / fps] * (len(clip.actions) - 1), 0.6] for clip in clips]
-    save_pages(draw_pages(clips, caption, difference, scale), path, [second for clip in seconds for second in clip])
+    save_pages(draw_pages(clips, caption, difference, scale), path, [second for clip in seconds for second in clip], fps)
     return clips
 
 # %% ../nbs/06_play.ipynb #d20aad2e
@@ -371,3 +392,349 @@ def pick_starts(
         few = f"no episode of {store.folder} that may be shown has {steps} steps"
         raise LapaError(f"{few}: ask for fewer, or record longer ones")
     return np.random.default_rng(seed).choice(possible, min(count, len(possible)), replace=False).tolist()
+
+# %% ../nbs/06_play.ipynb #305465c6
+_DRAWING = """
+function drawFrame(canvas, frame, palette) {
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(canvas.width, canvas.height);
+  const pixels = new Uint32Array(picture.data.buffer);
+  frame.forEach((grey, k) => { pixels[k] = palette[grey]; });
+  context.putImageData(picture, 0, 0);
+}
+
+function drawCodes(canvas, codes, before, [rows, columns]) {
+  const context = canvas.getContext("2d");
+  const [wide, high] = [canvas.width / columns, canvas.height / rows];
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  Object.assign(context, { font: `${high * 0.36}px sans-serif`, textAlign: "center", textBaseline: "middle" });
+  codes.forEach((code, k) => {
+    const [x, y] = [(k % columns) * wide, Math.floor(k / columns) * high];
+    context.globalAlpha = before[k] === code ? 0.35 : 1;
+    context.fillStyle = `hsl(${(code * 137.5) % 360} 65% 38%)`; // neighbours in number are not alike: let them look so
+    context.fillRect(x + 1, y + 1, wide - 2, high - 2);
+    context.globalAlpha = 1;
+    context.fillStyle = "white";
+    context.fillText(code, x + wide / 2, y + high / 2);
+  });
+}
+"""
+
+# %% ../nbs/06_play.ipynb #f2682f9d
+_STYLE = """
+.lapa-play { display: inline-block; padding: 10px 12px; border: 2px solid var(--jp-border-color1, #aaa);
+  border-radius: 6px; outline: none; font: 13px/1.5 var(--jp-ui-font-family, sans-serif);
+  color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color0, white); }
+.lapa-play:focus-within { border-color: var(--jp-brand-color1, #1976d2); }
+.lapa-play .panels, .lapa-play .line { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center; }
+.lapa-play figure { margin: 0 0 6px; }
+.lapa-play figcaption { text-align: center; }
+.lapa-play canvas { display: block; width: 240px; height: 315px; image-rendering: pixelated; background: black; }
+.lapa-play .status { font-weight: 600; }
+.lapa-play .status.error { color: var(--jp-error-color1, #c62828); }
+.lapa-play .rate { margin-left: auto; font-variant-numeric: tabular-nums; }
+.lapa-play label { display: flex; align-items: center; gap: 5px; }
+.lapa-play input, .lapa-play select { margin: 0; font: inherit; color: inherit; accent-color: var(--jp-brand-color1, #1976d2); }
+.lapa-play select { background: var(--jp-layout-color1, #f5f5f5); border: 1px solid var(--jp-border-color1, #aaa); }
+.lapa-play option { color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color1, #f5f5f5); }
+.lapa-play kbd { padding: 0 4px; border: 1px solid var(--jp-border-color1, #aaa); border-radius: 3px; font: inherit; }
+.lapa-play-buttons { display: none; }
+"""
+
+# %% ../nbs/06_play.ipynb #f1ab111b
+_PAGE = """
+const PAGE = `<div class="panels">
+    <figure><figcaption class="model"></figcaption><canvas class="frame"></canvas></figure>
+    <figure class="real"><figcaption></figcaption><canvas class="truth"></canvas></figure>
+    <figure><figcaption>codes of this step</figcaption><canvas class="codes"></canvas></figure>
+  </div>
+  <div class="line"><span class="status" role="status"></span><span class="rate"></span></div>
+  <div class="line">
+    <label>start <select class="start"></select></label>
+    <label>temperature <input class="temperature" type="range" min="0" max="2" step="0.1"><output></output></label>
+    <label>speed <input class="fps" type="range" min="5" max="60" step="5"><output></output></label>
+    <label><input class="beside" type="checkbox"> real game beside it</label>
+  </div>
+  <div class="line"><span><kbd>&larr;</kbd> <kbd>&rarr;</kbd> move</span><span><kbd>space</kbd> fire</span>
+    <span><kbd>R</kbd> reset</span><span><kbd>P</kbd> pause</span><span><kbd>Esc</kbd> leave</span></div>`;
+"""
+
+# %% ../nbs/06_play.ipynb #f06dd7dd
+_CONTROLS = """
+function buildPage(model, root, refocus) {
+  root.innerHTML = PAGE;
+  const find = (what) => root.querySelector(what);
+  const starts = [[-1, "by lot"], ...model.get("starts")];
+  find(".start").append(...starts.map(([number, text]) => new Option(text, number)));
+  const bind = (name, input, field, read) => {
+    const show = () => {
+      input[field] = model.get(name);
+      if (input.type === "range") input.nextElementSibling.textContent = input.value;
+    };
+    input.addEventListener(input.type === "range" ? "input" : "change", () => {
+      model.set(name, read(input));
+      model.save_changes();
+    });
+    input.addEventListener("change", refocus); // so that the arrow keys steer again
+    model.on(`change:${name}`, show);
+    show();
+    return () => model.off(`change:${name}`, show);
+  };
+  const undo = [
+    bind("start", find(".start"), "value", (input) => Number(input.value)),
+    bind("temperature", find(".temperature"), "value", (input) => Number(input.value)),
+    bind("fps", find(".fps"), "value", (input) => Number(input.value)),
+    bind("real", find(".beside"), "checked", (input) => input.checked),
+  ];
+  return { find, unbind: () => undo.forEach((each) => each()) };
+}
+"""
+
+# %% ../nbs/06_play.ipynb #cbb025d0
+_LOOP = """
+function runLoop(model, root, tell) {
+  const [actions, held] = [model.get("actions"), []];
+  const state = { focused: false, paused: false, waiting: 0, replies: [] };
+  let [due, timer, tapped, reset] = [0, 0, null, false];
+  const ask = (content) => { state.waiting = performance.now(); model.send(content); };
+  const go = () => {
+    clearTimeout(timer);
+    if (state.waiting) return;
+    if (reset) { reset = false; return ask({ reset: true }); }
+    if (!state.focused || state.paused) return;
+    const [now, period] = [performance.now(), 1000 / model.get("fps")];
+    if (now < due) { timer = setTimeout(go, due - now); return; }
+    due = Math.max(due, now - period) + period; // a late frame is made up for, a long halt is not
+    ask({ press: actions[tapped ?? held.at(-1) ?? ""] });
+    tapped = null;
+  };
+  const answer = () => {
+    if (state.waiting) state.replies.push(performance.now());
+    [state.waiting, state.paused] = [0, state.paused || model.get("error") !== ""];
+    go();
+    tell(state);
+  };
+  const change = (what) => { Object.assign(state, what); due = 0; go(); tell(state); };
+  const press = (key, again) => {
+    if (key in actions) { if (!again) { held.push(key); tapped = key; } }
+    else if (again) return false;
+    else if (key === "r") { reset = true; change({}); }
+    else if (key === "p") change({ paused: !state.paused });
+    else if (key === "escape") root.blur();
+    else return false;
+    return true;
+  };
+  const release = (key) => { if (held.includes(key)) held.splice(held.indexOf(key), 1); };
+  model.on("change:answered", answer);
+  const stop = () => { clearTimeout(timer); model.off("change:answered", answer); };
+  return { state, change, press, release, stop, letGo: () => held.splice(0) };
+}
+"""
+
+# %% ../nbs/06_play.ipynb #a7f49b24
+_RENDER = """
+function render({ model, el }) {
+  const root = el.appendChild(document.createElement("div"));
+  Object.assign(root, { className: "lapa-play", tabIndex: 0, role: "application", ariaLabel: "Breakout, by arrow keys" });
+  root.dataset.lmSuppressShortcuts = "true";
+  const { find, unbind } = buildPage(model, root, () => root.focus());
+  const bytes = (name) => {
+    const view = model.get(name);
+    return new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
+  };
+  const palette = new Uint32Array(bytes("palette").buffer);
+  const [[high, wide], grid] = [model.get("shape"), model.get("grid")];
+  for (const name of [".frame", ".truth"]) Object.assign(find(name), { width: wide, height: high });
+  Object.assign(find(".codes"), { width: 4 * wide, height: 4 * high });
+  let before = [];
+  const draw = () => {
+    drawFrame(find(".frame"), bytes("frame"), palette);
+    drawCodes(find(".codes"), bytes("codes"), before, grid);
+    before = bytes("codes");
+    const [truth, points] = [bytes("truth"), model.get("points")];
+    if (truth.length) drawFrame(find(".truth"), truth, palette);
+    find(".real").hidden = !truth.length;
+    find(".model").textContent = `the model, ${points[0]} points`;
+    find(".real figcaption").textContent = `the real game, ${points[1]} points${model.get("over") ? ": over" : ""}`;
+    root.dataset.count = model.get("count");
+  };
+  const tell = ({ focused, paused, waiting, replies }) => {
+    const [now, error] = [performance.now(), model.get("error")];
+    while (replies.length && replies[0] < now - 1000) replies.shift();
+    const late = waiting ? Math.round((now - waiting) / 1000) : 0;
+    const lost = late > 2 && `no answer from the kernel for ${late} s: it is busy, or gone; if gone, run this cell again`;
+    const playing = focused ? (paused ? "paused: P goes on" : "playing") : "click here to play";
+    find(".status").textContent = error || lost || playing;
+    find(".status").classList.toggle("error", Boolean(error || lost));
+    find(".rate").textContent = `${replies.length} frames/s`;
+  };
+"""
+
+# %% ../nbs/06_play.ipynb #79bbb8c4
+_KEYS = """
+  const loop = runLoop(model, root, tell);
+  const name = (event) => event.key.toLowerCase();
+  root.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.target !== root || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (loop.press(name(event), event.repeat)) event.preventDefault();
+  });
+  root.addEventListener("keyup", (event) => { event.stopPropagation(); loop.release(name(event)); });
+  root.addEventListener("focusin", () => loop.change({ focused: true }));
+  root.addEventListener("focusout", (event) => {
+    loop.letGo();
+    loop.change({ focused: root.contains(event.relatedTarget) });
+  });
+  model.on("change:count", draw);
+  const clock = setInterval(() => tell(loop.state), 250);
+  draw();
+  tell(loop.state);
+  return () => { clearInterval(clock); unbind(); loop.stop(); model.off("change:count", draw); };
+}
+
+export default { render };
+"""
+
+# %% ../nbs/06_play.ipynb #e1fe169e
+_KEY_NAMES = {"": "NOOP", " ": "FIRE", "arrowright": "RIGHT", "arrowleft": "LEFT"}  # the first: no key is down
+
+
+def _palette() -> bytes:
+    "The colour of every brightness, as red, green, blue, opacity."
+    colours = in_colour(np.arange(256, dtype=np.uint8)[None])[0]
+    return np.column_stack([colours, np.full(256, 255, np.uint8)]).tobytes()
+
+
+class _Board(anywidget.AnyWidget):
+    "What the page shows, and what can be set there."
+
+    _esm, _css = _DRAWING + _PAGE + _CONTROLS + _LOOP + _RENDER + _KEYS, _STYLE
+    actions = Dict({key: ACTIONS.index(name) for key, name in _KEY_NAMES.items()}).tag(sync=True)
+    palette = Bytes(_palette()).tag(sync=True)
+    shape = List([H, W]).tag(sync=True)
+    grid: List[Any] = List(list(GRID)).tag(sync=True)
+    starts: List[Any] = List().tag(sync=True)  # [number, text] of the frames on offer
+    frame = Bytes().tag(sync=True)  # of the model, (105, 80)
+    truth = Bytes().tag(sync=True)  # of the real game, likewise; empty without it
+    codes = Bytes().tag(sync=True)  # (7, 5); empty before the first step
+    points = List([0, 0]).tag(sync=True)  # won in the model, and in the real game
+    over = Bool(False).tag(sync=True)  # the real game
+    error = Unicode().tag(sync=True)
+    count = Int(0).tag(sync=True)  # pictures shown
+    answered = Int(0).tag(sync=True)  # questions of the page
+    start = Int(-1).tag(sync=True)  # number of a frame; -1: by lot
+    temperature = Float(0.0).tag(sync=True)
+    fps = Float(30.0, min=1, max=120).tag(sync=True)
+    real = Bool(False).tag(sync=True)
+
+# %% ../nbs/06_play.ipynb #88d541c7
+class _Player(_Board):
+    "Moves both games on when the page asks."
+
+    def __init__(self, world: WorldModelEnv, **options: Any):
+        self.world, self.truly = world, RealGame(world.store)
+        super().__init__(**options)
+        self.on_msg(lambda _, question, __: self._answer(question))
+        self.observe(lambda change: setattr(world, "temperature", _check_temperature(change.new)), "temperature")
+        self.observe(lambda _: self._try(self.reset), ["start", "real"])
+
+    def reset(self, seed: int | None = None) -> None:
+        "Both games to the start frame."
+        where = {"start": self.start} if self.start >= 0 else {}
+        frame, info = self.world.reset(seed=seed, options={"temperature": self.temperature, **where})
+        truth = self.truly.reset(seed=seed, options={"start": info["start"]})[0].tobytes() if self.real else b""
+        self._show(frame=frame.tobytes(), codes=b"", truth=truth, points=[0, 0], over=False)
+
+    def press(self, action: int) -> None:
+        "One step of both games."
+        frame, won, _, _, info = self.world.step(action)
+        codes = unflatten_codes(torch.from_numpy(info["codes"])).numpy()
+        points = [self.points[0] + int(won), self.points[1]]
+        new: dict[str, Any] = {"frame": frame.tobytes(), "codes": codes.tobytes(), "points": points}
+        if self.real and not self.over:
+            truth, gain, over, _, _ = self.truly.step(action)
+            new |= {"truth": truth.tobytes(), "over": over, "points": [points[0], points[1] + int(float(gain))]}
+        self._show(**new)
+
+    def _show(self, **new: Any) -> None:
+        with self.hold_sync():
+            for name, value in {**new, "error": "", "count": self.count + 1}.items():
+                setattr(self, name, value)
+
+    def _try(self, move: Callable[..., None], *what: Any) -> None:
+        try:
+            move(*what)
+        except Exception as error:
+            self.error = str(error) if isinstance(error, LapaError) else f"{type(error).__name__}: {error}"
+
+    def _answer(self, question: dict[str, Any]) -> None:
+        with self.hold_sync():
+            if "reset" in question:
+                self._try(self.reset)
+            else:
+                self._try(self.press, question["press"])
+            self.answered += 1
+
+# %% ../nbs/06_play.ipynb #d1eb432d
+_HOLD = 3  # steps for one click
+
+
+def _buttons(player: _Player, draw: Callable[[], bytes]) -> VBox:
+    "A picture and plain buttons, for pages that cannot load the widget."
+    picture = Picture(value=draw(), format="png")
+
+    def button(text: str, question: dict[str, Any], times: int) -> Button:
+        def click(_: Button) -> None:
+            for _step in range(times):
+                player._answer(question)
+            picture.value, said.value = draw(), player.error
+
+        made = Button(description=text)
+        made.on_click(click)
+        return made
+
+    said = Label("This page cannot load the keyboard version, so each click plays a few steps.")
+    row = [button(name, {"press": number}, _HOLD) for number, name in enumerate(ACTIONS)]
+    box = VBox([said, picture, HBox([*row, button("reset", {"reset": True}, 1)])])
+    box.add_class("lapa-play-buttons")
+    return box
+
+# %% ../nbs/06_play.ipynb #ff93fcf2
+class PlayWidget(_Player):
+    "The learned game under your keys; on request the real one beside it, under the same keys."
+
+    def __init__(
+        self,
+        run: Run | None = None,  # the models; None: the weights that come with the clone
+        *,
+        store: EpisodeStore | None = None,  # where start frames come from; None: the sample
+        starts: Sequence[int] | None = None,  # start frames on offer; None: eight by lot
+        start: int = -1,  # the first one; -1: by lot
+        real: bool = False,  # show the real game as well
+        temperature: float = 0.0,
+        fps: float = 30,  # frames per second; the real game makes 15
+        seed: int | None = None,
+    ):
+        world = WorldModelEnv(run, store=store, temperature=temperature)
+        store = world.store
+        chosen = pick_starts(store, range(len(store.episodes)), 8, 30, player=None) if starts is None else list(starts)
+        chosen = [int(number) for number in dict.fromkeys([*([start] if start >= 0 else []), *chosen])]
+        offer = [[k, f"{k}: {store.episodes[store.episode[k]]['policy']}, {int(store.lives[k])} lives"] for k in chosen]
+        super().__init__(world, starts=offer, start=start, real=real, temperature=temperature, fps=fps)
+        self.reset(seed)
+
+    def picture(self) -> Image.Image:
+        "What it shows, without its controls."
+        shown = {"the model": self.frame} | ({"the game": self.truth} if self.truth else {})
+        panels = {who: np.frombuffer(frame, np.uint8).reshape(H, W) for who, frame in shown.items()}
+        return _page(panels, "arrow keys, space, R, P: play it in JupyterLab", 3)
+
+    def _png(self) -> bytes:
+        file = io.BytesIO()
+        self.picture().save(file, "PNG")
+        return file.getvalue()
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        "The widget, the buttons that take its place, and a picture for where neither can live."
+        shown = VBox([self, _buttons(self, self._png)])._repr_mimebundle_()
+        return {**shown, "text/plain": "PlayWidget", "image/png": b64encode(self._png()).decode()}, {}

@@ -34,7 +34,7 @@ PUBLIC = {
     "predictor": "NextFramePredictor PredictorConfig rollout",
     "mapper": "ActionToLatentMLP ActionLatentPairDataset get_action_latent_dataloaders ContextMapper",
     "analysis": "action_code_table code_mutual_information action_probe controllability rollout_errors",
-    "play": "WorldModelEnv",
+    "play": "WorldModelEnv PlayWidget record_rollout",
     "pipeline": "load_pretrained load_run",
     "training": "TrainConfig fit",
     "metrics": "psnr ssim codebook_usage perplexity locate_ball locate_paddle",
