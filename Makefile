@@ -37,7 +37,7 @@ export: install ## write lapa_breakout/ from the notebooks, and clean them
 readme: install ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py
 
-docs: install ## build the site in _docs/
+docs: install ## build the site in _docs/, the game on its first page (needs npm)
 	$(BIN)/python tools/build_docs.py
 
 clean: ## remove what was built, not what was recorded or trained

@@ -505,7 +505,7 @@ function runLoop(model, root, tell) {
     const [now, period] = [performance.now(), 1000 / model.get("fps")];
     if (now < due) { timer = setTimeout(go, due - now); return; }
     due = Math.max(due, now - period) + period; // a late frame is made up for, a long halt is not
-    ask({ press: actions[tapped ?? held.at(-1) ?? ""] });
+    ask({ press: actions[tapped ?? held.at(-1) ?? "nothing"] });
     tapped = null;
   };
   const answer = () => {
@@ -596,7 +596,7 @@ export default { render };
 """
 
 # %% ../nbs/06_play.ipynb #e1fe169e
-_KEY_NAMES = {"": "NOOP", " ": "FIRE", "arrowright": "RIGHT", "arrowleft": "LEFT"}  # the first: no key is down
+_KEY_NAMES = {"nothing": "NOOP", " ": "FIRE", "arrowright": "RIGHT", "arrowleft": "LEFT"}  # the first: no key is down
 
 
 def _palette() -> bytes:
