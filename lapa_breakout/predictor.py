@@ -127,7 +127,7 @@ def history_batches(
     batch_size: int,
     seed: int = 0,
     cfg: PredictorConfig = PredictorConfig(),  # its `own_steps` and `own_from`
-) -> Any:  # step -> (history, codes (B, S, 35), next (B, S, 105, 80)); S is 1, or in half of the later batches up to own_steps + 1
+) -> Any:  # step -> (history, codes (B, S, 35), next (B, S, 105, 80)); S is 1, in half of the later batches up to own_steps + 1
     "Random transitions with their codes; the same step gives the same batch"
     roomy = copy(transitions)
     roomy.indices = transitions.indices[transitions.store.left[transitions.indices] > cfg.own_steps]

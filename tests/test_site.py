@@ -28,7 +28,7 @@ from lapa_breakout.play import history_at
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 PAGES = {path.stem for path in (ROOT / "nbs").glob("[!_]*.*") if path.suffix in (".ipynb", ".qmd")}
-ENOUGH = float(os.environ.get("LAPA_PICTURES_A_SECOND", "8"))  # other tests run beside this one; alone, ask for the 30 of the goal
+ENOUGH = float(os.environ.get("LAPA_PICTURES_A_SECOND", "8"))  # other tests run beside it; alone, ask for the goal, 30
 
 
 def build(copy):
