@@ -102,7 +102,8 @@ class LAMConfig:
     reset_every: int = 50  # training steps between replacements of unused codes
     reset_stop: int = 1400  # no replacement after this training step, so that codes can settle
     refine: int = 1  # the decoder's residual 3x3 blocks where a cell is 4x4 pixels; 0 is part2 to the letter
-    change_weight: float = 100.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
+    levels: int = len(GREY_LEVELS)  # greys among which a pixel chooses; 1: its brightness by squared error, as in part2
+    change_weight: float = 60.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
 
 # %% ../nbs/00_core.ipynb #8fa0d312
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class PredictorConfig:
     channels: tuple[int, ...] = (32, 48, 64, 96)  # of the U-Net, outside to inside
     grid: tuple[int, int] = GRID  # rows and columns of the code map it reads
     history: int = 4  # T: frames it sees
+    inertia: bool = True  # whether it is shown where things would go at their pace
     codebook_size: int = 256  # K
     embed_dim: int = 32  # width of its own embedding of a code
     levels: int = len(GREY_LEVELS)  # classes per pixel
@@ -118,7 +120,7 @@ class PredictorConfig:
     change_weight: float = 30.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
-    own_from: int = 600  # training step from which half of the batches begin with such steps
+    own_from: int = 900  # training step from which half of the batches begin with such steps
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class ContextConfig:
     channels: tuple[int, ...] = (32, 48, 64, 96)  # after each stride-2 convolution, as the predictor's
     grid: tuple[int, int] = GRID  # rows and columns of the code map it writes
     history: int = 4  # T: frames it sees
+    inertia: bool = True  # whether it is shown where things would go at their pace
     actions: int = len(ACTIONS)  # A
     codebook_size: int = 256  # K: logits per position
     embed_dim: int = 64  # width of the action's embedding
@@ -218,7 +221,8 @@ def _paper() -> Preset:
     return Preset(
         name="paper",
         lam=LAMConfig(
-            channels=widths, kernels=(4, 4, 4, 4), surroundings=False, refine=0, warmup=0, reset_every=10_000, reset_stop=100_000
+            channels=widths, kernels=(4, 4, 4, 4), surroundings=False, refine=0, levels=1, warmup=0, reset_every=10_000,
+            reset_stop=100_000
         ),
         lam_train=long,
         predictor=PredictorConfig(channels=widths),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['down', 'up', 'mix', 'Residual', 'pad_to_cells', 'FrameEncoder', 'Quantised', 'VectorQuantizer', 'neighbours',
-           'CodeAttention', 'change_weights', 'Decoder', 'check_frames', 'LatentActionModel', 'check_codes',
-           'pair_batches', 'extract_latents', 'LAMConfig']
+           'CodeAttention', 'change_weights', 'GreyLevels', 'Brightness', 'Decoder', 'check_frames',
+           'LatentActionModel', 'check_codes', 'pair_batches', 'extract_latents', 'LAMConfig']
 
 # %% ../nbs/02_lam.ipynb #f6d5f795
 import math
@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import (
-    H, W, LAMConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
+    GREY_LEVELS, H, W, LAMConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
 
 # %% ../nbs/02_lam.ipynb #b00b1291
 _all_ = ["LAMConfig"]  # lives in core, belongs here as well
@@ -198,8 +198,59 @@ def change_weights(
     return 1 + weight * changed / nearby.clamp(min=4)
 
 # %% ../nbs/02_lam.ipynb #bd94a71f
+class GreyLevels(nn.Module):
+    "Each pixel chooses one of the game's nine grey levels; the current frame's is ahead"
+
+    levels: Tensor
+    borders: Tensor
+
+    def __init__(self):
+        super().__init__()
+        levels = torch.tensor(GREY_LEVELS) / 255
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("borders", (levels[1:] + levels[:-1]) / 2, persistent=False)
+        self.stay = nn.Parameter(torch.tensor(5.0))  # nats by which the current frame's level starts ahead
+
+    def to_class(self, frames: Tensor) -> Tensor:  # any shape, float -> int64
+        "Index of the nearest level: how many borders lie below"
+        return (frames[..., None] > self.borders).sum(-1)
+
+    def to_frame(self, classes: Tensor) -> Tensor:  # any shape, int64 -> float
+        "The brightness of a level"
+        return self.levels[classes]
+
+    def forward(self, change: Tensor, frame: Tensor) -> Tensor:  # (B, levels, 105, 80), (B, 1, 105, 80) -> (B, levels, 105, 80)
+        "Logits of each pixel's level: the change, added to the frame it starts from"
+        now = F.one_hot(self.to_class(frame[:, 0]), len(self.levels))
+        return change + self.stay * rearrange(now, "b h w l -> b l h w")
+
+    def draw(self, logits: Tensor) -> Tensor:  # (B, levels, 105, 80) -> (B, 1, 105, 80)
+        "The likeliest frame"
+        return self.to_frame(logits.argmax(1, keepdim=True))
+
+    def error(self, logits: Tensor, frame: Tensor) -> Tensor:  # (B, levels, 105, 80), (B, 1, 105, 80) -> (B, 1, 105, 80)
+        "Cross-entropy of each pixel"
+        return F.cross_entropy(logits, self.to_class(frame[:, 0]), reduction="none")[:, None]
+
+# %% ../nbs/02_lam.ipynb #48e25675
+class Brightness(nn.Module):
+    "Each pixel has a brightness: the current frame's plus a change"
+
+    def forward(self, change: Tensor, frame: Tensor) -> Tensor:  # (B, 1, 105, 80) twice
+        "The next frame, not yet clamped"
+        return frame + change
+
+    def draw(self, brightness: Tensor) -> Tensor:
+        "Within [0, 1]"
+        return brightness.clamp(0, 1)
+
+    def error(self, brightness: Tensor, frame: Tensor) -> Tensor:
+        "Squared error of each pixel, scaled to the size of the quantiser's terms"
+        return 30 * (brightness - frame).pow(2)
+
+# %% ../nbs/02_lam.ipynb #3c584f4d
 class Decoder(nn.Module):
-    "Codes and the current frame's features to the change of the frame"
+    "Codes and the current frame's features to the change of each pixel"
 
     def __init__(self, cfg: LAMConfig):
         super().__init__()
@@ -208,7 +259,7 @@ class Decoder(nn.Module):
         self.up1, self.up2, self.up3 = up(2 * d, c), up(2 * c, b), up(b, a)
         self.move = nn.Sequential(mix(2 * b, b), *[Residual(b) for _ in range(cfg.refine)])
         self.sharpen = mix(2 * a, 2 * a, 3) if cfg.refine else nn.Identity()
-        self.change = nn.ConvTranspose2d(2 * a, 1, 4, 2, 1)
+        self.change = nn.ConvTranspose2d(2 * a, cfg.levels, 4, 2, 1)
         nn.init.zeros_(self.change.weight)
         self.change.bias.data.zero_()  # type: ignore[union-attr]
 
@@ -217,9 +268,9 @@ class Decoder(nn.Module):
         x = self.up1(torch.cat([d, self.listen(d, latents)], 1))  # (B, c, 14, 10)
         x = self.up2(torch.cat([x, c], 1))  # (B, c, 28, 20)
         x = self.up3(self.move(torch.cat([x, b], 1)))  # (B, c, 56, 40)
-        return self.change(self.sharpen(torch.cat([x, a], 1)))  # (B, 1, 112, 80)
+        return self.change(self.sharpen(torch.cat([x, a], 1)))  # (B, levels, 112, 80)
 
-# %% ../nbs/02_lam.ipynb #af447454
+# %% ../nbs/02_lam.ipynb #7112cfd2
 def check_frames(
     frames: Tensor,
     name: str,  # for the message
@@ -243,6 +294,7 @@ class LatentActionModel(nn.Module):
         self.frame_encoder = FrameEncoder(1, cfg.channels, 0)
         self.surroundings = nn.Conv2d(cfg.channels[-1], cfg.embed_dim, 1) if cfg.surroundings else None
         self.decoder = Decoder(cfg)
+        self.pixels = GreyLevels() if cfg.levels > 1 else Brightness()
 
     @property
     def codes(self) -> int:
@@ -254,7 +306,7 @@ class LatentActionModel(nn.Module):
         return self._quantise(obs, next_obs, self._look(obs) if self.surroundings else [])
 
     def redraw(self, obs: Tensor, latents: Tensor) -> Tensor:  # (B, 1, 105, 80), (B, D, 7, 5)
-        "The forward dynamics: the current frame plus the change that the latents describe"
+        "The forward dynamics: logits (B, levels, 105, 80) of the next frame's greys, or its brightness if there is one level"
         return self._redraw(obs, latents, self._look(obs))
 
     def _look(self, obs: Tensor) -> list[Tensor]:
@@ -265,19 +317,20 @@ class LatentActionModel(nn.Module):
         return self.quantizer(latents if self.surroundings is None else latents + self.surroundings(seen[-1]))
 
     def _redraw(self, obs: Tensor, latents: Tensor, seen: list[Tensor]) -> Tensor:
-        return obs + self.decoder(seen, latents)[..., : obs.shape[-2], :]
+        return self.pixels(self.decoder(seen, latents)[..., : obs.shape[-2], :], obs)
 
     def loss(
         self,
         batch: tuple[Tensor, Tensor],  # obs and next_obs, (B, 1, 105, 80) uint8
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "Weighted squared error of the redrawn next frame, plus the quantiser's terms"
+        "Weighted error of the redrawn next frame, plus the quantiser's terms"
         obs, next_obs = map(to_float, batch)
         seen = self._look(obs)  # once for both
         quantised = self._quantise(obs, next_obs, seen)
-        error = (self._redraw(obs, quantised.latents, seen) - next_obs).pow(2)
-        drawn = 30 * (change_weights(obs, next_obs, self.cfg.change_weight) * error).mean()
-        return drawn + quantised.loss, {"psnr": -10 * error.detach().mean().log10(), "vq": quantised.loss.detach()}
+        logits = self._redraw(obs, quantised.latents, seen)
+        error = change_weights(obs, next_obs, self.cfg.change_weight) * self.pixels.error(logits, next_obs)
+        mse = (self.pixels.draw(logits.detach()) - next_obs).pow(2).mean()
+        return error.mean() + quantised.loss, {"psnr": -10 * mse.clamp(min=1e-9).log10(), "vq": quantised.loss.detach()}
 
     @torch.no_grad()
     def encode(self, obs: Tensor, next_obs: Tensor) -> Tensor:  # -> (B, 35) int64
@@ -291,7 +344,7 @@ class LatentActionModel(nn.Module):
         check_frames(obs, "obs")
         check_codes(codes, self.cfg)
         latents = self.quantizer.look_up(unflatten_codes(codes.long(), self.cfg.grid))
-        return self.eval().redraw(obs, latents).clamp(0, 1)
+        return self.pixels.draw(self.eval().redraw(obs, latents))
 
     def save(self, path: str | Path, **extra: Any) -> None:
         "Weights and configuration in one file, written aside and renamed"

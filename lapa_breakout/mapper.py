@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .core import (
     ACTIONS, ContextConfig, LapaError, MLPConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float,
     unflatten_codes, write_bytes)
-from .lam import FrameEncoder, Residual, check_frames, mix, pad_to_cells
+from .lam import Residual, check_frames, mix
+from .predictor import Eyes
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -201,7 +202,7 @@ class ContextMapper(nn.Module):
         super().__init__()
         self.cfg = cfg
         width = cfg.channels[-1]
-        self.look = FrameEncoder(2 * cfg.history - 1, cfg.channels, cfg.refine)
+        self.look = Eyes(cfg)
         self.action = nn.Embedding(cfg.actions, cfg.embed_dim)
         self.past = nn.Embedding(cfg.history * (cfg.actions + 1), cfg.embed_dim)  # for each place in the history
         self.join = mix(width + 2 * cfg.embed_dim, width)
@@ -216,7 +217,7 @@ class ContextMapper(nn.Module):
 
     def forward(self, history: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, T, 105, 80), (B,), (B, T) -> (B, 256, 7, 5)
         "Logits of each cell's code"
-        seen = self.look(pad_to_cells(torch.cat([history, history.diff(dim=1)], 1)))[-1]  # (B, c, 7, 5)
+        seen = self.look(history)[-1]  # (B, c, 7, 5)
         place = (self.cfg.actions + 1) * torch.arange(self.cfg.history, device=past.device)
         wish = torch.cat([self.action(action), self.past(past + place).sum(1)], 1)  # (B, 2 * embed_dim)
         told = wish[:, :, None, None].expand(-1, -1, *seen.shape[2:])
