@@ -24,7 +24,7 @@ lab: install ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 play: install ## play the learned game in the browser, the real one beside it
-	$(BIN)/voila tools/play_app.ipynb
+	$(BIN)/voila --show_tracebacks=True tools/play_app.ipynb
 
 notebooks: install ## execute notebooks at full size and keep the outputs (NB=02_lam.ipynb for one)
 	cd nbs && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 $(NB)

@@ -93,6 +93,7 @@ class LAMConfig:
     kernels: tuple[int, ...] = (4, 4, 4, 2)  # of the pair encoder's convolutions: how far beyond its cell a code sees changes
     surroundings: bool = True  # whether a code also knows the current frame around its cell
     grid: tuple[int, int] = GRID  # rows and columns of codes: what is left after the convolutions
+    quantizer: Literal["vq", "fsq"] = "vq"  # a learned codebook, or finite scalar quantisation
     codebook_size: int = 256  # K
     embed_dim: int = 64  # D: width of a codebook vector
     heads: int = 4  # of the decoder's cross-attention
@@ -120,7 +121,7 @@ class PredictorConfig:
     change_weight: float = 30.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
-    own_from: int = 900  # training step from which half of the batches begin with such steps
+    own_from: int = 600  # training step from which half of the batches begin with such steps
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .core import (
     ACTIONS, ContextConfig, LapaError, MLPConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float,
     unflatten_codes, write_bytes)
-from .lam import Residual, check_frames, mix
+from .lam import Residual, check_frames, mix, settled
 from .predictor import Eyes
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
@@ -164,7 +164,7 @@ class ActionToLatentMLP(nn.Module):
     @torch.no_grad()
     def logits(self, action: Tensor) -> Tensor:  # (B,) int64 -> (B, 35, 256)
         "Logits for actions by number"
-        return self.eval()(F.one_hot(check_actions(action, self.cfg.actions), self.cfg.actions).float())
+        return settled(self)(F.one_hot(check_actions(action, self.cfg.actions), self.cfg.actions).float())
 
     def sample(self, action: Tensor, temperature: float = 0.0) -> Tensor:  # (B,) int64 -> (B, 35) int64
         "Codes for actions; temperature 0 is the likeliest code"
@@ -233,7 +233,7 @@ class ContextMapper(nn.Module):
             forget = torch.rand(len(past), 1, device=past.device) < self.cfg.past_dropout
             past = past.masked_fill(forget, self.cfg.actions)
         logits, grid = self(to_float(history), action, past), unflatten_codes(codes.long(), self.cfg.grid)
-        return F.cross_entropy(logits, grid), {"accuracy": (logits.argmax(1) == grid).float().mean()}
+        return F.cross_entropy(logits, grid), {"accuracy": (logits.max(1).indices == grid).float().mean()}
 
     @torch.no_grad()
     def logits(self, history: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:  # as for `sample` -> (B, 35, 256)
@@ -244,7 +244,7 @@ class ContextMapper(nn.Module):
         if past.shape != history.shape[:2]:
             raise ValueError(f"past actions are {tuple(past.shape)}: give one for each frame, {tuple(history.shape[:2])}")
         check_actions(past.flatten(), self.cfg.actions + 1)
-        grid = self.eval()(history, check_actions(action, self.cfg.actions), past)
+        grid = settled(self)(history, check_actions(action, self.cfg.actions), past)
         return flatten_codes(grid).transpose(1, 2)
 
     def sample(

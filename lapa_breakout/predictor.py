@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .core import UNKNOWN_ACTION, PredictorConfig, load_artifact, save_artifact, step_generator, to_float, unflatten_codes
 from .lam import (
-    FrameEncoder, GreyLevels, Residual, change_weights, check_codes, check_frames, mix, pad_to_cells, up)
+    FrameEncoder, GreyLevels, Residual, change_weights, check_codes, check_frames, mix, pad_to_cells, settled, up)
 
 # %% ../nbs/03_predictor.ipynb #b9a289b5
 _all_ = ["PredictorConfig"]  # lives in core, belongs here as well
@@ -92,7 +92,8 @@ class NextFramePredictor(nn.Module):
         batch: tuple[Tensor, Tensor, Tensor],  # history (B, T, 105, 80) uint8, codes (B, S, 35), next (B, S, 105, 80) uint8
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Cross-entropy of the last step's levels after S - 1 steps on its own pictures; changed pixels weighted as in Part 2"
-        history, next_frame = to_float(batch[0]), to_float(batch[2][:, -1:])
+        history, frames = to_float(batch[0]), to_float(torch.cat([batch[0][:, -1:], batch[2]], 1))
+        now, next_frame = frames[:, -2:-1], frames[:, -1:]  # as they truly are
         if batch[1].shape[1] > 1:
             history = self._live(history, batch[1][:, :-1])
         grid = unflatten_codes(batch[1][:, -1].long(), self.cfg.grid)
@@ -100,7 +101,7 @@ class NextFramePredictor(nn.Module):
             blank = torch.rand(grid.shape, device=grid.device) < self.cfg.code_dropout
             grid = grid.masked_fill(blank, self.cfg.codebook_size)
         logits = self(history, grid)
-        error = change_weights(history[:, -1:], next_frame, self.cfg.change_weight) * self.greys.error(logits, next_frame)
+        error = change_weights(now, next_frame, self.cfg.change_weight) * self.greys.error(logits, next_frame)
         mse = (self.greys.draw(logits.detach()) - next_frame).pow(2).mean()
         return error.mean(), {"psnr": -10 * mse.clamp(min=1e-9).log10()}
 
@@ -117,7 +118,7 @@ class NextFramePredictor(nn.Module):
         "The likeliest next frame; frames are float32 in [0, 1], oldest first"
         check_frames(history, "history", self.cfg.history)
         check_codes(codes, self.cfg)
-        logits = self.eval()(history, unflatten_codes(codes.long(), self.cfg.grid))
+        logits = settled(self)(history, unflatten_codes(codes.long(), self.cfg.grid))
         return self.greys.draw(logits)
 
     def save(self, path: str | Path, **extra: Any) -> None:
