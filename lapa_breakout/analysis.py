@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material', 'ObjectErrors', 'object_errors',
-           'share_within', 'quantile', 'judge_frames', 'count_codes', 'MutualInformation', 'code_mutual_information',
-           'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable', 'action_code_table', 'token_accuracy',
-           'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers', 'draw_starts', 'film_at', 'RolloutErrors',
-           'infer_codes', 'compare_films', 'press', 'rollout_errors', 'Delta', 'controllability', 'PaddleControl',
-           'shares', 'paddle_control', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_one_step',
-           'judge_alphabet', 'analyse', 'Goal', 'results_table']
+           'share_within', 'quantile', 'drawn_only', 'judge_frames', 'count_codes', 'MutualInformation',
+           'code_mutual_information', 'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable',
+           'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
+           'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'rollout_errors',
+           'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game', 'paddle_control', 'FewLabels',
+           'read_buttons', 'Untold', 'judge_untold', 'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts',
+           'judge_one_step', 'judge_alphabet', 'analyse', 'Goal', 'results_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,9 +35,22 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import ACTIONS, UNKNOWN_ACTION, EvalConfig, LapaError, to_float, unflatten_codes
+from lapa_breakout.core import (
+    ACTIONS,
+    UNKNOWN_ACTION,
+    EvalConfig,
+    LapaError,
+    TrainConfig,
+    fingerprint,
+    read_json,
+    set_seed,
+    to_float,
+    unflatten_codes,
+    write_json,
+)
 from .data import EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, play_from
 from .lam import extract_latents
+from .mapper import ContextMapper, context_batches
 from lapa_breakout.metrics import (
     FIELD_LEFT,
     FIELD_RIGHT,
@@ -49,6 +67,7 @@ from lapa_breakout.metrics import (
 )
 from .pipeline import Run
 from .predictor import rollout, rollout_codes
+from .training import fit
 
 # %% ../nbs/05_analysis.ipynb #21e92334
 def in_batches(
@@ -155,6 +174,13 @@ def quantile(
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing exists: nan is the answer
         return torch.as_tensor(np.nanquantile(distance.numpy(), q, axis=0, method="higher"))
 
+
+def drawn_only(
+    distance: Tensor,  # with inf where nothing was drawn
+) -> Tensor:  # the same shape
+    "Distances of what was drawn at all: a median over half-missing balls would say no more than their recall."
+    return distance.masked_fill(distance.isinf(), torch.nan)
+
 # %% ../nbs/05_analysis.ipynb #d8a899d6
 def judge_frames(
     drawn: Tensor,  # (M, 105, 80) float: predictions
@@ -170,6 +196,8 @@ def judge_frames(
         "psnr_changed": float(changed_pixel_psnr(drawn, true, current)),
         "ssim": float(ssim(drawn[some], true[some])),
         "ball_recall": float(share_within(errors.ball)),
+        "ball_error_median": float(quantile(drawn_only(errors.ball))),
+        "ball_error_p95": float(quantile(drawn_only(errors.ball), 0.95)),
         "paddle_error_median": float(quantile(errors.paddle)),
         "paddle_error_p95": float(quantile(errors.paddle, 0.95)),
         "bricks_wrong": float(errors.bricks.mean()),
@@ -236,8 +264,8 @@ def action_probe(
     "Accuracy of a small MLP on episodes it was not fitted on, for each kind of input, and of the majority class."
     half, target = halves(episodes), labels.numpy()
     scores: dict[str, list[float]] = {name: [] for name in (*inputs, "majority")}
-    for fit, score in ((half, ~half), (~half, half)):
-        scores["majority"].append(float((target[score] == np.bincount(target[fit]).argmax()).mean()))
+    for learn, score in ((half, ~half), (~half, half)):
+        scores["majority"].append(float((target[score] == np.bincount(target[learn]).argmax()).mean()))
         for name, features in inputs.items():
             codes = not features.is_floating_point()
             # rare codes count as one, else the probe would learn single cases by heart
@@ -247,7 +275,7 @@ def action_probe(
             # matrices this small make threads wait for each other, on a busy machine for minutes
             with warnings.catch_warnings(), threadpool_limits(1):
                 warnings.simplefilter("ignore")  # ending before it has converged is meant, new codes are expected
-                probe.fit(features[fit].numpy(), target[fit])
+                probe.fit(features[learn].numpy(), target[learn])
                 scores[name].append(probe.score(features[score].numpy(), target[score]))
     return {name: float(np.mean(both)) for name, both in scores.items()}
 
@@ -394,6 +422,7 @@ class RolloutErrors:
         for name, (mse, errors) in both.items():
             curves[f"psnr{name}"] = -10 * mse[starts].mean(0).clamp(min=1e-9).log10()
             curves[f"ball_recall{name}"] = share_within(errors.ball[starts])
+            curves[f"ball_error{name}"] = quantile(drawn_only(errors.ball[starts]))
             curves[f"paddle_error{name}"] = quantile(errors.paddle[starts])
             curves[f"paddle_error_p95{name}"] = quantile(errors.paddle[starts], 0.95)
             curves[f"bricks_wrong{name}"] = errors.bricks[starts].mean(0)
@@ -543,7 +572,8 @@ def shares(right: Tensor) -> dict[str, float]:  # (actions, M) bool → action �
     return dict(zip(HELD, right.float().mean(1).tolist(), strict=True))
 
 # %% ../nbs/05_analysis.ipynb #f8d06f3b
-def _hold_in_game(store: EpisodeStore, starts: np.ndarray, hold: int) -> Tensor:  # (actions, M, 105, 80) uint8
+def hold_in_game(store: EpisodeStore, starts: np.ndarray, hold: int = 5) -> Tensor:  # (actions, M, 105, 80) uint8
+    "The real game's frame after each action of `HELD` was held, from the states at those frames."
     states = game_states(store, starts)
     meta = store.episodes[int(store.episode[starts[0]])]
     env = make_env(meta["sticky"], meta["frameskip"])
@@ -558,11 +588,12 @@ def paddle_control(
     starts: np.ndarray,  # (M,) frame numbers
     hold: int = 5,  # steps
     told: bool = True,  # whether the mapper knows the buttons pressed before the start
+    game: Tensor | None = None,  # what `hold_in_game` gave for these starts, if it is known
 ) -> PaddleControl:
     "Hold each action in the model and in the real game, from the same state; starts at which a game ends are left out."
     film = film_at(run, store, starts, 1)
     begin = locate_paddle(to_float(film.history[:, -1]))
-    real = [locate_paddle(to_float(frames)) for frames in _hold_in_game(store, starts, hold)]
+    real = [locate_paddle(to_float(frames)) for frames in (hold_in_game(store, starts, hold) if game is None else game)]
     usable = torch.stack([begin.found, *(there.found for there in real)]).all(0)
     past, moves = film.past if told else torch.full_like(film.past, UNKNOWN_ACTION), []
     for name in HELD:
@@ -571,6 +602,187 @@ def paddle_control(
         moves.append(2 * (drawn.col - begin.col)[usable])  # two of the game's pixels are one of ours
     game = torch.stack([2 * (there.col - begin.col)[usable] for there in real])
     return PaddleControl(torch.stack(moves), game, 2 * begin.col[usable])
+
+# %% ../nbs/05_analysis.ipynb #f6e7f363
+@dataclass(frozen=True)
+class FewLabels:
+    "What the study of few labels trains, and how it is judged."
+
+    labels: tuple[int, ...] = (30, 100, 300, 1000, 10_000, 100_000)  # labelled transitions, or all that there are
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the choice of labels and of the training
+    ways: tuple[str, ...] = ("video and labels", "labels alone")
+    transitions: int = 100_000  # at most so many to learn from, nearly all of them without label
+    video_steps: int = 1000  # of training without any label, once for each seed
+    label_steps: int = 600  # of each training with labels
+    rounds: int = 3  # of reading buttons, within `label_steps`
+    pool: int = 2000  # transitions whose buttons are read; with more labels than that, none are
+    train: TrainConfig = TrainConfig(log_every=100)  # everything but steps and seed
+    frames: int = 1000  # test transitions whose codes are judged
+    starts: int = 150  # test starts from which buttons are held
+
+
+def _teach(
+    mapper: ContextMapper, store: EpisodeStore, index: np.ndarray, actions: np.ndarray, codes: np.ndarray,
+    train: TrainConfig, name: str,
+) -> None:
+    "Train on transitions `index` of which `actions[index]` are believed."
+    believed = copy(store)
+    believed.actions = actions
+    data = TransitionDataset(believed, history=mapper.cfg.history)
+    data.indices = index
+    fit(mapper, context_batches(data, codes, train.batch_size, train.seed), train, name=name)
+    mapper.cpu()
+
+# %% ../nbs/05_analysis.ipynb #e733aa3a
+def read_buttons(
+    mapper: ContextMapper,
+    store: EpisodeStore,
+    index: np.ndarray,  # (M,) frame numbers
+    codes: np.ndarray,  # (F, 35)
+    prior: Tensor,  # (A,) how often each button is pressed
+    seed: int = 0,
+) -> np.ndarray:  # (M,) uint8
+    "Buttons drawn from their probability given what happened, by a mapper that knows only the other direction."
+    data = TransitionDataset(store, history=mapper.cfg.history)
+    batch = data.batch(np.searchsorted(data.indices, index))
+
+    def evidence(history: Tensor, happened: Tensor) -> Tensor:  # (B, T, 105, 80), (B, 35) → (B, A)
+        def chance(action: int) -> Tensor:  # (B,) log p(codes | history, action)
+            logits = mapper.logits(history, torch.full((len(history),), action))
+            return logits.log_softmax(-1).gather(2, happened[..., None]).sum((1, 2))
+
+        return torch.stack([chance(action) for action in range(len(prior))], 1)
+
+    found = in_batches(evidence, batch.history, torch.from_numpy(codes[index].astype(np.int64)))
+    chances = (found + prior.log()).softmax(1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0].numpy().astype(np.uint8)
+
+# %% ../nbs/05_analysis.ipynb #ebeacfd9
+def _name_buttons(
+    mapper: ContextMapper, store: EpisodeStore, labelled: np.ndarray, others: np.ndarray, codes: np.ndarray,
+    cfg: FewLabels, seed: int,
+) -> float:
+    "Teach a mapper that knows what can happen what the buttons are called; gives the share that it read rightly at the end."
+    pool, actions = np.sort(others[: cfg.pool]), store.actions.copy()
+    count = np.bincount(store.actions[labelled], minlength=len(ACTIONS)) + 1.0
+    prior = torch.from_numpy(count / count.sum()).float()
+    train = replace(cfg.train, steps=cfg.label_steps // cfg.rounds)
+    for part in range(cfg.rounds):
+        actions[pool] = read_buttons(mapper, store, pool, codes, prior, seed + part)
+        both = np.concatenate([pool, np.resize(labelled, len(pool))])
+        _teach(mapper, store, both, actions, codes, replace(train, seed=1000 * seed + part), f"round {part + 1}")
+    true, read = store.actions[pool], actions[pool]
+    still = ACTIONS.index("FIRE")  # FIRE and NOOP, the first two, look the same nearly always
+    return float(np.mean((true == read) | ((true <= still) & (read <= still))))
+
+
+class Untold:
+    "A mapper that is never told what was pressed before."
+
+    def __init__(self, mapper: ContextMapper):
+        self.mapper = mapper
+
+    def sample(self, history: Tensor, action: Tensor, temperature: float = 0.0, past: Tensor | None = None) -> Tensor:
+        "As `ContextMapper.sample`, whatever the past."
+        return self.mapper.sample(history, action, temperature)
+
+# %% ../nbs/05_analysis.ipynb #73a3299a
+def judge_untold(
+    run: Run,
+    mapper: ContextMapper,
+    store: EpisodeStore,
+    material: Material,
+    starts: np.ndarray,  # (M,) frame numbers
+    game: Tensor,  # what `hold_in_game` gave for them
+) -> dict[str, float]:
+    "Codes named rightly and paddles moved rightly, without knowing past buttons."
+    player = replace(run, context_mapper=Untold(mapper))  # type: ignore[arg-type]
+    guess = in_batches(partial(look_and_name, player), material.history, material.actions, material.past)
+    control = paddle_control(player, store, starts, game=game)
+    return {
+        "tokens": token_accuracy(guess, material.codes), "exact": exact_match(guess, material.codes),
+        "within_2px": float(control.within(control.model).float().mean()),
+        "follows": float(control.follows(control.model).float().mean()),
+    }
+
+# %% ../nbs/05_analysis.ipynb #a6edf7ed
+def _study_file(file: Path, run: Run, store: EpisodeStore, cfg: FewLabels) -> dict[str, Any]:
+    "What is known already, or an error if it is about something else."
+    states = [value for model in (run.lam, run.predictor) for value in model.state_dict().values()]
+    weights = [zlib.crc32(value.contiguous().numpy().tobytes()) for value in states]
+    settings = replace(cfg, labels=(), seeds=(), ways=())  # those may grow
+    identity = fingerprint([settings, weights, len(store)])
+    study = read_json(file) if file.exists() else {"identity": identity, "rows": []}
+    if study["identity"] != identity:
+        raise LapaError(f"{file} is a study of other weights, data or settings: delete it, or name another --output")
+    return study
+
+
+def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, cfg: FewLabels, seed: int) -> ContextMapper:
+    "A mapper that knows what can happen, and has been told buttons by lot."
+    mapper = ContextMapper(replace(run.preset.context, past_dropout=1.0)).start_from(run.predictor)
+    actions = np.random.default_rng(seed).integers(len(ACTIONS), size=len(store.actions)).astype(np.uint8)
+    _teach(mapper, store, index, actions, codes, replace(cfg.train, steps=cfg.video_steps, seed=seed), "video")
+    return mapper
+
+
+def _label(
+    run: Run, video: ContextMapper | None, store: EpisodeStore, order: np.ndarray, codes: np.ndarray, count: int,
+    cfg: FewLabels, seed: int,
+) -> tuple[ContextMapper, float | None]:
+    "A mapper that has seen the first `count` labels, and how well it read the others if it did."
+    mapper = deepcopy(video) or ContextMapper(replace(run.preset.context, past_dropout=1.0))
+    if video and count < cfg.pool and count < len(order):
+        return mapper, _name_buttons(mapper, store, order[:count], order[count:], codes, cfg, seed)
+    train = replace(cfg.train, steps=cfg.label_steps, seed=seed)
+    _teach(mapper, store, order[:count], store.actions, codes, train, f"{count} labels")
+    return mapper, None
+
+# %% ../nbs/05_analysis.ipynb #5ba4ff20
+def _lay_out(
+    run: Run, store: EpisodeStore, split: Mapping[str, np.ndarray], cfg: FewLabels, latents: np.ndarray | None, learn: np.ndarray
+) -> tuple[np.ndarray, Callable[[ContextMapper], dict[str, float]]]:
+    "What all trainings share: codes to learn from, and a judge."
+    material = draw_material(run, store, split["test"], cfg.frames, latents=latents)
+    starts = draw_starts(run, store, split["test"], cfg.starts, 5)
+    game = hold_in_game(store, starts)
+    if latents is None:
+        latents = np.zeros((len(store.frames), run.lam.codes), np.uint8)
+        latents[learn] = extract_latents(run.lam, store.frames, learn)
+    return latents, lambda mapper: judge_untold(run, mapper, store, material, starts, game)
+
+# %% ../nbs/05_analysis.ipynb #80aca362
+def few_labels(
+    run: Run,  # its latent action model and predictor are used, its mappers are not
+    store: EpisodeStore,
+    split: Mapping[str, np.ndarray],
+    file: str | Path,  # JSON of the rows; what is in there is not measured again
+    cfg: FewLabels | None = None,
+    latents: np.ndarray | None = None,  # (F, 35) codes that `extract` has written; None: ask the model
+) -> list[dict[str, Any]]:  # one row per way, number of labels and seed
+    "Mapper quality and paddle control against the number of labelled transitions."
+    cfg, file = cfg or FewLabels(), Path(file)
+    study = _study_file(file, run, store, cfg)
+    learn = np.random.default_rng(0).permutation(TransitionDataset(store, split["train"]).indices)[: cfg.transitions]
+    counts = sorted({min(count, len(learn)) for count in cfg.labels})
+    done = {(row["seed"], row["way"], row["labels"]) for row in study["rows"]}
+    wanted = [job for job in product(cfg.seeds, cfg.ways, counts) if job not in done]
+    if not wanted:
+        return study["rows"]
+    codes, judge = _lay_out(run, store, split, cfg, latents, learn)
+    videos: dict[int, ContextMapper] = {}
+    for seed, way, count in wanted:
+        begin, order = time.perf_counter(), np.random.default_rng(seed).permutation(learn)
+        set_seed(seed)
+        if way != "labels alone" and seed not in videos:
+            videos[seed] = _watch(run, store, order, codes, cfg, seed)
+        video = None if way == "labels alone" else videos[seed]
+        mapper, read = _label(run, video, store, order, codes, count, cfg, seed)
+        row = {"way": way, "labels": count, "seed": seed, "read": read} | judge(mapper)
+        study["rows"].append(row | {"seconds": round(time.perf_counter() - begin, 1)})
+        write_json(file, study)
+    return study["rows"]
 
 # %% ../nbs/05_analysis.ipynb #33c183ce
 def steps_per_second(

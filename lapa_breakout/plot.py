@@ -221,15 +221,22 @@ def plot_bands(
     marks: Mapping[str, float] | None = None,  # name → height of a dashed line, a baseline
     title: str = "",
     size: tuple[float, float] = (7.5, 3.4),  # inches
+    ticks: Sequence[str] | None = None,  # names of x = 1, 2, ...: the spread is then an error bar at each
 ) -> Figure:
     "Curves, each in a band that reaches one spread up and one down."
     with _style():
         figure, (axis,) = _axes(*size)
-        for name, line in lines.items():
+        for k, (name, line) in enumerate(lines.items()):
             ys, spread = (np.asarray(part, dtype=float) for part in line)
             xs = np.arange(1, len(ys) + 1)
+            if ticks is not None:
+                aside = 0.06 * (k - (len(lines) - 1) / 2)  # bars must not hide each other
+                axis.errorbar(xs + aside, ys, spread, label=name, linewidth=2, marker="o", markersize=4, capsize=3)
+                continue
             (curve,) = axis.plot(xs, ys, label=name, linewidth=2, marker="o" if len(ys) <= 20 else None, markersize=4)
             axis.fill_between(xs, ys - spread, ys + spread, color=curve.get_color(), alpha=0.2, linewidth=0)
+        if ticks is not None:
+            axis.set_xticks(range(1, len(ticks) + 1), list(ticks))
         _finish(axis, x, y, title, marks, across=True)
     return figure
 

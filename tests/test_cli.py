@@ -73,6 +73,21 @@ def test_help_reads_well_and_comes_quickly():
         assert all(option in options for option in ("--preset", "--data-dir", "--seed"))
 
 
+def test_few_labels_goes_on_where_it_was(run_folder):
+    given = "few-labels", "--preset", "smoke", "--data-dir", run_folder, "--seeds", 1
+    file = run_folder / "results" / "few_labels.json"
+    first = call(*given, "--labels", 20)
+    assert first.returncode == 0, first.stderr
+    assert "2 trainings" in first.stdout and len(first.stdout.splitlines()) == 1
+    before = json.loads(file.read_text())["rows"]
+    assert {row["labels"] for row in before} == {20} and {row["way"] for row in before} == {"video and labels", "labels alone"}
+    assert call(*given, "--labels", 20, "--labels", 40).returncode == 0
+    after = json.loads(file.read_text())["rows"]
+    assert after[:2] == before and len(after) == 4  # what was there is neither measured again nor lost
+    file.write_text(file.read_text().replace('"identity": "', '"identity": "x'))
+    assert "another --output" in complaint(*given, "--labels", 20)
+
+
 def test_wrong_command_line_is_a_usage_error():
     done = call("trian-lam")
     assert done.returncode == 2 and "trian-lam" in done.stderr and not done.stdout
