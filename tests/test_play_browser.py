@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,14 +18,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from lapa_breakout.core import H, W, to_float
 from lapa_breakout.metrics import locate_paddle
 from lapa_breakout.play import in_colour
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 START = 2000  # a frame of the sample with the paddle away from both walls
 WAIT = 300_000  # milliseconds: a busy machine is slow, not wrong
 ENOUGH = float(os.environ.get("LAPA_PICTURES_A_SECOND", "3"))  # other tests run beside it, and share the two cores
@@ -73,17 +70,6 @@ def wait_for(url, server, log):
             assert server.poll() is None, log.read_text()
             time.sleep(0.3)
     pytest.fail(f"nothing answers at {url}:\n{log.read_text()}", pytrace=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:
-        if installed is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("no Chromium: install one, or run `playwright install chromium`")
-        found = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from playwright.sync_api import sync_playwright
 
 from lapa_breakout.analysis import results_table
 from lapa_breakout.core import Paths
@@ -26,7 +25,6 @@ from lapa_breakout.pipeline import load_pretrained
 from lapa_breakout.play import history_at
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 PAGES = {path.stem for path in (ROOT / "nbs").glob("[!_]*.*") if path.suffix in (".ipynb", ".qmd")}
 ENOUGH = float(os.environ.get("LAPA_PICTURES_A_SECOND", "8"))  # other tests run beside it; alone, ask for the goal, 30
 
@@ -69,17 +67,6 @@ def address(docs):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:
-        if installed is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("no Chromium: install one, or run `playwright install chromium`")
-        found = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
