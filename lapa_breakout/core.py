@@ -207,10 +207,11 @@ def _smoke() -> Preset:
 def _evening() -> Preset:
     return Preset(
         name="evening",
-        lam=LAMConfig(warmup=3000, reset_stop=7000),
-        lam_train=TrainConfig(steps=10_000, checkpoint_every=500),
-        predictor_train=TrainConfig(steps=12_000, checkpoint_every=500),
-        context_train=TrainConfig(steps=8000, checkpoint_every=500),
+        data=DataConfig(transitions=360_000),
+        lam=LAMConfig(warmup=2400, reset_stop=5600),
+        lam_train=TrainConfig(steps=8000, checkpoint_every=500),
+        predictor_train=TrainConfig(steps=8000, checkpoint_every=500),
+        context_train=TrainConfig(steps=12_000, checkpoint_every=500),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf

@@ -234,7 +234,7 @@ def change_weights(
 class GreyLevels(nn.Module):
     "Each pixel chooses one of the game's nine grey levels; the current frame's is ahead"
 
-    weight = 5.0  # of the picture, beside the quantiser's terms
+    weight = 20.0  # of the picture, beside the quantiser's terms
     levels: Tensor
     borders: Tensor
 
