@@ -7,7 +7,7 @@ __all__ = ['H', 'W', 'GRID', 'GREY_LEVELS', 'ACTIONS', 'UNKNOWN_ACTION', 'preset
            'unflatten_codes', 'LapaError', 'DataConfig', 'LAMConfig', 'PredictorConfig', 'MLPConfig', 'ContextConfig',
            'TrainConfig', 'EvalConfig', 'Preset', 'get_preset', 'in_test', 'notebook_preset', 'repo_root', 'Paths',
            'paths_for', 'set_seed', 'step_generator', 'default_device', 'writing', 'write_bytes', 'write_json',
-           'read_json', 'Artifact', 'save_artifact', 'load_artifact', 'fingerprint']
+           'read_json', 'Artifact', 'save_artifact', 'load_artifact', 'SavedModel', 'fingerprint']
 
 # %% ../nbs/00_core.ipynb #e3152986
 import errno
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -122,6 +122,7 @@ class PredictorConfig:
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
+    practice: int = 20_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _smoke() -> Preset:
         data=DataConfig(transitions=600, max_steps=50),
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20),
         lam_train=few,
-        predictor=PredictorConfig(own_from=10),
+        predictor=PredictorConfig(own_from=10, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, lr=1e-3),
         context_train=few,
@@ -210,7 +211,8 @@ def _evening() -> Preset:
         data=DataConfig(transitions=360_000),
         lam=LAMConfig(warmup=2400, reset_stop=5600),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
-        predictor_train=TrainConfig(steps=8000, checkpoint_every=500),
+        predictor=PredictorConfig(practice=100_000),
+        predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
         context_train=TrainConfig(steps=12_000, checkpoint_every=500),
     )
 
@@ -518,6 +520,27 @@ def load_artifact(
         way_out = "move it away, or take the preset it was trained with"
         raise LapaError(f"{path} has another configuration ({differ}): {way_out}")
     return Artifact(path, config, held["state"], held["extra"])
+
+# %% ../nbs/00_core.ipynb #2525f5f8
+class SavedModel(nn.Module):
+    "A model with a configuration, which goes into one file and comes back."
+    kind: ClassVar[str]  # "lam", "predictor", "mlp" or "context"
+    config_cls: ClassVar[type]
+    cfg: Any
+
+    def save(
+        self,
+        path: str | Path,
+        **extra: Any,  # plain data or tensors to keep beside the weights
+    ) -> None:
+        "Weights and configuration, written aside and renamed; `LapaError` if that fails."
+        save_artifact(path, self.state_dict(), self.cfg, self.kind, **extra)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        "The model in that file, in evaluation mode; `LapaError` if it is missing, damaged or something else."
+        artifact: Artifact[Any] = load_artifact(path, cls.kind, cls.config_cls)
+        return artifact.into(cls(artifact.config)).eval()
 
 # %% ../nbs/00_core.ipynb #568d6a89
 def fingerprint(

@@ -13,13 +13,13 @@ import importlib
 import io
 import json
 import math
-import mmap
 import multiprocessing
 import os
 import signal
 import struct
 import threading
 import warnings
+import weakref
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -509,11 +509,11 @@ class EpisodeStore:
         total = int(self.length.sum())
         self.frames = _open_film(files, total, total * H * W <= memory_limit)  # (F, 105, 80) uint8
         self.mapped = isinstance(self.frames, np.memmap)
-        large = self.mapped and self.frames.nbytes > 2**30  # otherwise let all of it stay
-        self._pages: Any = self.frames.base if large else None  # the map itself
-        self._taken = 0
-        if self.mapped:
-            self.frames = np.asarray(self.frames)  # indexing a plain view is faster
+        self._film: Any = None  # the file behind the map and where its frames begin
+        if isinstance(self.frames, np.memmap) and hasattr(os, "preadv"):  # not on Windows
+            file = open(str(self.frames.filename), "rb", buffering=0)
+            weakref.finalize(self, file.close)
+            self._film = file, self.frames.offset
         self.actions, self.rewards = (  # (F,) each; an episode's last frame has action 255 and reward 0
             np.concatenate([np.append(part[name], part[name].dtype.type(end)) for part in parts])
             for name, end in (("actions", 255), ("rewards", 0))
@@ -547,12 +547,17 @@ class EpisodeStore:
 
     def take(self, index: np.ndarray) -> np.ndarray:  # (...) frame numbers → (..., 105, 80) uint8, a copy
         "Frames by number, in any order and shape, in memory that does not grow."
-        out = self.frames[index]
-        self._taken += out.nbytes
-        if self._pages is not None and self._taken > 16 * 2**20:  # the system may map 2 MB around each page touched
-            self._taken = 0
-            if hasattr(mmap, "MADV_DONTNEED"):  # Linux
-                self._pages.madvise(mmap.MADV_DONTNEED)
+        if self._film is None:
+            return self.frames[index]
+        if index.size and not 0 <= index.min() <= index.max() < len(self.frames):
+            raise IndexError(f"frames {index.min()} to {index.max()} were asked for: 0 to {len(self.frames) - 1} exist")
+        out = np.empty((*index.shape, H, W), np.uint8)
+        rows = index.reshape(-1, index.shape[-1] if index.ndim > 1 else 1)
+        follow = (np.diff(rows) == 1).all(1).tolist()  # frames in a row are read at once
+        for into, numbers, at_once in zip(out.reshape(len(rows), -1), rows.tolist(), follow, strict=True):
+            for part, number in [(into, numbers[0])] if at_once else zip(into.reshape(-1, H * W), numbers, strict=True):
+                if os.preadv(self._film[0].fileno(), [part.data], self._film[1] + number * H * W) < part.nbytes:
+                    raise LapaError(f"{self._film[0].name} has become shorter: delete it, and open the recording again")
         return out
 
     def recent(
@@ -656,8 +661,15 @@ class TransitionDataset(Dataset):
         horizon: int | None = None,  # steps ahead; None takes the data set's own
     ) -> TransitionBatch:
         "Many transitions at once."
+        return self.at(self.indices[np.asarray(positions)], horizon)
+
+    def at(
+        self,
+        index: np.ndarray,  # (B,) frame numbers of the store
+        horizon: int | None = None,  # as for `batch`
+    ) -> TransitionBatch:
+        "The transitions that start there, whichever episodes were chosen."
         ahead = self.horizon if horizon is None else horizon
-        index = self.indices[np.asarray(positions)]
         if (self.store.left[index] < ahead).any():
             raise IndexError(f"{ahead} steps ahead go past an episode's end: make the data set with horizon={ahead}")
         recent, past = self.store.recent(index, self.history)

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['down', 'up', 'mix', 'Residual', 'pad_to_cells', 'FrameEncoder', 'Quantised', 'VectorQuantizer',
-           'FiniteScalarQuantizer', 'neighbours', 'CodeAttention', 'change_weights', 'GreyLevels', 'Brightness',
-           'Decoder', 'settled', 'check_frames', 'LatentActionModel', 'check_codes', 'pair_batches', 'extract_latents',
-           'LAMConfig']
+           'FiniteScalarQuantizer', 'neighbours', 'CodeAttention', 'pixels_nearby', 'change_weights', 'GreyLevels',
+           'Brightness', 'Decoder', 'settled', 'check_frames', 'LatentActionModel', 'check_codes', 'pair_batches',
+           'extract_latents', 'LAMConfig']
 
 # %% ../nbs/02_lam.ipynb #f6d5f795
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import (
-    GREY_LEVELS, H, W, LAMConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float, unflatten_codes)
+    GREY_LEVELS, H, W, LAMConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes)
 
 # %% ../nbs/02_lam.ipynb #b00b1291
 _all_ = ["LAMConfig"]  # lives in core, belongs here as well
@@ -218,6 +217,15 @@ class CodeAttention(nn.Module):
         return rearrange(heard + said, "b (row col) c -> b c row col", row=frame.shape[2])
 
 # %% ../nbs/02_lam.ipynb #4d50ae68
+def pixels_nearby(
+    marked: Tensor,  # (B, 1, rows, columns) float, 1 where a pixel counts
+    window: int = 15,  # side of the neighbourhood, in pixels
+) -> Tensor:  # the same shape
+    "How many marked pixels lie around each pixel"
+    half = window // 2  # a column of means, then a row of them: many times as fast as the square at once
+    return F.avg_pool2d(F.avg_pool2d(marked, (window, 1), 1, (half, 0)), (1, window), 1, (0, half)) * window**2
+
+
 def change_weights(
     obs: Tensor,  # (B, 1, rows, columns), floats or classes
     next_obs: Tensor,  # the same shape
@@ -226,9 +234,7 @@ def change_weights(
 ) -> Tensor:  # the same shape, at least 1
     "Weight of each pixel's error: 1, plus `weight` / (changed pixels nearby) where the pixel changes"
     changed = (next_obs != obs).float()
-    half = window // 2
-    nearby = F.avg_pool2d(F.avg_pool2d(changed, (window, 1), 1, (half, 0)), (1, window), 1, (0, half)) * window**2
-    return 1 + weight * changed / nearby.clamp(min=4)
+    return 1 + weight * changed / pixels_nearby(changed, window).clamp(min=4)
 
 # %% ../nbs/02_lam.ipynb #bd94a71f
 class GreyLevels(nn.Module):
@@ -326,8 +332,10 @@ def check_frames(
     return frames
 
 
-class LatentActionModel(nn.Module):
+class LatentActionModel(SavedModel):
     "Pairs of frames to 35 codes, and back"
+
+    kind, config_cls = "lam", LAMConfig
 
     def __init__(self, cfg: LAMConfig = LAMConfig()):
         super().__init__()
@@ -390,16 +398,6 @@ class LatentActionModel(nn.Module):
         check_codes(codes, self.cfg)
         latents = self.quantizer.look_up(unflatten_codes(codes.long(), self.cfg.grid))
         return self.pixels.draw(settled(self).redraw(obs, latents))
-
-    def save(self, path: str | Path, **extra: Any) -> None:
-        "Weights and configuration in one file, written aside and renamed"
-        save_artifact(path, self.state_dict(), self.cfg, "lam", **extra)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LatentActionModel":
-        "The model in that file, in evaluation mode; `LapaError` if it is missing, damaged or something else"
-        artifact = load_artifact(path, "lam", LAMConfig)
-        return artifact.into(cls(artifact.config)).eval()
 
 # %% ../nbs/02_lam.ipynb #f4ab1eae
 def check_codes(

@@ -18,9 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .core import (
-    ACTIONS, ContextConfig, LapaError, MLPConfig, flatten_codes, load_artifact, save_artifact, step_generator, to_float,
-    unflatten_codes, write_bytes)
+from lapa_breakout.core import (
+    ACTIONS, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
+    write_bytes)
 from .lam import Residual, check_frames, mix, settled
 from .predictor import Eyes
 
@@ -139,8 +139,10 @@ def check_actions(
     return action
 
 # %% ../nbs/04_mapper.ipynb #c2814f54
-class ActionToLatentMLP(nn.Module):
+class ActionToLatentMLP(SavedModel):
     "The action alone to a distribution over codes at each position (part4)"
+
+    kind, config_cls = "mlp", MLPConfig
 
     def __init__(self, cfg: MLPConfig = MLPConfig()):
         super().__init__()
@@ -170,16 +172,6 @@ class ActionToLatentMLP(nn.Module):
         "Codes for actions; temperature 0 is the likeliest code"
         return pick_codes(self.logits(action), temperature)
 
-    def save(self, path: str | Path, **extra: Any) -> None:
-        "Weights and configuration in one file, written aside and renamed"
-        save_artifact(path, self.state_dict(), self.cfg, "mlp", **extra)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ActionToLatentMLP":
-        "The model in that file, in evaluation mode; `LapaError` if it is missing, damaged or something else"
-        artifact = load_artifact(path, "mlp", MLPConfig)
-        return artifact.into(cls(artifact.config)).eval()
-
 # %% ../nbs/04_mapper.ipynb #35d89eca
 def mlp_batches(
     pairs: ActionLatentPairDataset,
@@ -195,8 +187,10 @@ def mlp_batches(
     return next_batch
 
 # %% ../nbs/04_mapper.ipynb #dbe18a94
-class ContextMapper(nn.Module):
+class ContextMapper(SavedModel):
     "Recent frames and the action to a distribution over codes at each position"
+
+    kind, config_cls = "context", ContextConfig
 
     def __init__(self, cfg: ContextConfig = ContextConfig()):
         super().__init__()
@@ -256,16 +250,6 @@ class ContextMapper(nn.Module):
     ) -> Tensor:  # (B, 35) int64
         "Codes for an action in this situation"
         return pick_codes(self.logits(history, action, past), temperature)
-
-    def save(self, path: str | Path, **extra: Any) -> None:
-        "Weights and configuration in one file, written aside and renamed"
-        save_artifact(path, self.state_dict(), self.cfg, "context", **extra)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ContextMapper":
-        "The model in that file, in evaluation mode; `LapaError` if it is missing, damaged or something else"
-        artifact = load_artifact(path, "context", ContextConfig)
-        return artifact.into(cls(artifact.config)).eval()
 
 # %% ../nbs/04_mapper.ipynb #90fb7374
 def context_batches(

@@ -27,7 +27,7 @@ from .data import EpisodeStore, TransitionDataset, collect_episodes, split_episo
 from .lam import LatentActionModel, extract_latents, pair_batches
 from .mapper import (
     ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, write_pairs)
-from .predictor import NextFramePredictor, history_batches
+from .predictor import NextFramePredictor, history_batches, surprises
 from .training import History, fit
 
 # %% ../nbs/09_pipeline.ipynb #fc80ea99
@@ -210,10 +210,17 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     store = open_store(paths)
     parts, identity = splits(store, preset), identities(store, preset, seed)
     codes = read_codes(paths, identity["codes"])
+
+    def batches(part: str, size: int) -> Callable[[int], Any]:
+        start, practice = time.perf_counter(), None
+        if part == "train" and preset.predictor.practice:
+            practice = surprises(parts[part], preset.predictor.practice, seed)
+            note_time(paths, "find_surprises", time.perf_counter() - start)
+        return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
+
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], _with_seed(preset.predictor_train, seed),
-        lambda: NextFramePredictor(preset.predictor),
-        lambda part, size: history_batches(parts[part], codes, size, seed, preset.predictor), "val_psnr", trackers)
+        lambda: NextFramePredictor(preset.predictor), batches, "val_psnr", trackers)
     note_time(paths, "train_predictor", extra["seconds"])
     return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
