@@ -225,12 +225,12 @@ def _measure(preset: "Preset", paths: "Paths", seed: int) -> dict[str, float]:
     return figures
 
 # %% ../nbs/13_cli.ipynb #2fe34d8d
-def _as_table(figures: dict[str, float], title: str = "") -> Table:
+def _as_table(figures: dict[str, float], preset: str) -> Table:
     "The table of results."
     from lapa_breakout.analysis import results_table
 
-    frame = results_table(figures).reset_index()
-    table = Table(title=title, title_justify="left", header_style="bold")
+    frame = results_table(figures, preset).reset_index()
+    table = Table(title=f"preset {preset}, test episodes", title_justify="left", header_style="bold")
     for number, column in enumerate(frame.columns):
         table.add_column(str(column), justify="left" if number == 0 else "right")
     for row in frame.itertuples(index=False):
@@ -238,9 +238,9 @@ def _as_table(figures: dict[str, float], title: str = "") -> Table:
     return table
 
 
-def _print_table(figures: dict[str, float], title: str = "") -> None:
+def _print_table(figures: dict[str, float], preset: str) -> None:
     console = Console()
-    console.print(_as_table(figures, title), width=max(console.width, 100) if not console.is_terminal else None)
+    console.print(_as_table(figures, preset), width=max(console.width, 100) if not console.is_terminal else None)
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
@@ -268,7 +268,7 @@ def analyse(
     if as_json:
         print(json.dumps(_finite(figures), indent=1))
     else:
-        _print_table(figures, f"preset {wanted.name}, test episodes")
+        _print_table(figures, wanted.name)
 
 # %% ../nbs/13_cli.ipynb #e219bd6a
 @app.command("few-labels", rich_help_panel="Afterwards")
@@ -387,7 +387,7 @@ def run(preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed =
         else:
             figures = _measure(wanted, paths, seed)
         path = _film(wanted, paths, seed)
-    _print_table(figures, f"preset {wanted.name}, test episodes")
+    _print_table(figures, wanted.name)
     work = sum(value for key, value in figures.items() if key.startswith("time."))
     print(f"the game and the model side by side: {_short(path)}")
     print(f"took {_minutes(time.perf_counter() - begin)} now, {_minutes(work)} for all stages together")

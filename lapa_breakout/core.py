@@ -172,6 +172,8 @@ class EvalConfig:
     frames: int = 2000  # transitions whose codes are judged; at most 1,000 are drawn
     starts: int = 200  # starting points of closed-loop play
     horizon: int = 10  # steps of closed-loop play
+    long_starts: int = 20  # games of long play
+    long_steps: int = 200  # its steps, or as many as the longest test episode has
 
 # %% ../nbs/00_core.ipynb #21d9ab9a
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _smoke() -> Preset:
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, lr=1e-3),
         context_train=few,
-        eval=EvalConfig(frames=60, starts=8, horizon=4),
+        eval=EvalConfig(frames=60, starts=8, horizon=4, long_starts=3, long_steps=30),
     )
 
 # %% ../nbs/00_core.ipynb #92166366
@@ -214,6 +216,7 @@ def _evening() -> Preset:
         predictor=PredictorConfig(practice=100_000),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
         context_train=TrainConfig(steps=12_000, checkpoint_every=500),
+        eval=EvalConfig(long_starts=50),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf

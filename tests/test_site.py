@@ -121,7 +121,7 @@ def test_results_page_shows_the_figures_that_lie_beside_the_weights():
     cells = json.loads((ROOT / "nbs" / "results.ipynb").read_text(encoding="utf-8"))["cells"]
     stored = "".join(line for cell in cells for out in cell.get("outputs", []) for line in out["data"]["text/markdown"])
     for path in sorted((ROOT / "data" / "pretrained").glob("*/figures.json")):
-        for row in results_table(json.loads(path.read_text())).reset_index().to_numpy():
+        for row in results_table(json.loads(path.read_text()), path.parent.name).reset_index().to_numpy():
             line = f"| {' | '.join(row)} |"
             assert line in stored, f"{line} is not on the results page: run `make notebooks NB=results.ipynb`"
 
