@@ -147,6 +147,8 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
+    rounds: int = 6  # in which the codes of a transition are chosen, each knowing those before; 1: all at once
+    sure: float = 0.9  # a code at least so likely need not wait for later rounds
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
