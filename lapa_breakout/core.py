@@ -147,8 +147,7 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
-    rounds: int = 6  # in which the codes of a transition are chosen, each knowing those before; 1: all at once
-    sure: float = 0.9  # a code at least so likely need not wait for later rounds
+    practice: int = 20_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
@@ -204,6 +203,7 @@ def _smoke() -> Preset:
         predictor=PredictorConfig(own_from=10, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, lr=1e-3),
+        context=ContextConfig(practice=200),
         context_train=few,
         eval=EvalConfig(frames=60, starts=8, horizon=4, long_starts=3, long_steps=30),
     )
@@ -216,8 +216,9 @@ def _evening() -> Preset:
         lam=LAMConfig(warmup=2400, reset_stop=5600),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         predictor=PredictorConfig(practice=100_000),
+        context=ContextConfig(practice=100_000),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
-        context_train=TrainConfig(steps=12_000, checkpoint_every=500),
+        context_train=TrainConfig(steps=8000, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 

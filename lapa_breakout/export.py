@@ -45,7 +45,8 @@ class PlayStep(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Next frame (B, 105, 80) uint8, its codes (B, 7, 5), and the logits of both."
         seen = history.float() / 255
-        codes, code_logits = self.mapper.choose(self.mapper.situation(seen, action.long(), past.long()), noise)
+        code_logits = self.mapper(seen, action.long(), past.long())
+        codes = (code_logits + noise).argmax(1)
         level_logits = self.predictor(seen, codes)
         frame = self.predictor.greys.draw(level_logits)[:, 0]
         return (255 * frame).round().to(torch.uint8), codes.to(torch.int32), code_logits, level_logits
