@@ -105,6 +105,7 @@ class LAMConfig:
     refine: int = 1  # the decoder's residual 3x3 blocks where a cell is 4x4 pixels; 0 is part2 to the letter
     levels: int = len(GREY_LEVELS)  # greys among which a pixel chooses; 1: its brightness by squared error, as in part2
     change_weight: float = 60.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
+    picture: float = 5.0  # weight of the picture's error, beside the quantiser's terms
 
 # %% ../nbs/00_core.ipynb #8fa0d312
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class PredictorConfig:
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
-    practice: int = 20_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
+    practice: int = 0  # transitions searched for surprising ones, of which half of the batches consist then; 0: none
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -147,7 +148,6 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
-    practice: int = 20_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
@@ -203,7 +203,6 @@ def _smoke() -> Preset:
         predictor=PredictorConfig(own_from=10, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, lr=1e-3),
-        context=ContextConfig(practice=200),
         context_train=few,
         eval=EvalConfig(frames=60, starts=8, horizon=4, long_starts=3, long_steps=30),
     )
@@ -213,12 +212,11 @@ def _evening() -> Preset:
     return Preset(
         name="evening",
         data=DataConfig(transitions=360_000),
-        lam=LAMConfig(warmup=2400, reset_stop=5600),
+        lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         predictor=PredictorConfig(practice=100_000),
-        context=ContextConfig(practice=100_000),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
-        context_train=TrainConfig(steps=8000, checkpoint_every=500),
+        context_train=TrainConfig(steps=12_000, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 
@@ -231,8 +229,8 @@ def _paper() -> Preset:
     return Preset(
         name="paper",
         lam=LAMConfig(
-            channels=widths, kernels=(4, 4, 4, 4), surroundings=False, refine=0, levels=1, warmup=0, reset_every=10_000,
-            reset_stop=100_000
+            channels=widths, kernels=(4, 4, 4, 4), surroundings=False, refine=0, levels=1, picture=30.0, warmup=0,
+            reset_every=10_000, reset_stop=100_000
         ),
         lam_train=long,
         predictor=PredictorConfig(channels=widths),

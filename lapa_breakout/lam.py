@@ -240,7 +240,6 @@ def change_weights(
 class GreyLevels(nn.Module):
     "Each pixel chooses one of the game's nine grey levels; the current frame's is ahead"
 
-    weight = 20.0  # of the picture, beside the quantiser's terms
     levels: Tensor
     borders: Tensor
 
@@ -275,8 +274,6 @@ class GreyLevels(nn.Module):
 # %% ../nbs/02_lam.ipynb #48e25675
 class Brightness(nn.Module):
     "Each pixel has a brightness: the current frame's plus a change"
-
-    weight = 30.0  # of the picture, beside the quantiser's terms
 
     def forward(self, change: Tensor, frame: Tensor) -> Tensor:  # (B, 1, 105, 80) twice
         "The next frame, not yet clamped"
@@ -383,7 +380,7 @@ class LatentActionModel(SavedModel):
         error = change_weights(obs, next_obs, self.cfg.change_weight) * self.pixels.error(logits, next_obs)
         mse = (self.pixels.draw(logits.detach()) - next_obs).pow(2).mean()
         metrics = {"psnr": -10 * mse.clamp(min=1e-9).log10(), "vq": quantised.loss.detach()}
-        return self.pixels.weight * error.mean() + quantised.loss, metrics
+        return self.cfg.picture * error.mean() + quantised.loss, metrics
 
     @torch.no_grad()
     def encode(self, obs: Tensor, next_obs: Tensor) -> Tensor:  # -> (B, 35) int64

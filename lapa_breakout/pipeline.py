@@ -10,7 +10,6 @@ __all__ = ['FILES', 'STAGES', 'PRETRAINED', 'StageReport', 'note_time', 'read_ti
 # %% ../nbs/09_pipeline.ipynb #f1007532
 import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -206,23 +205,6 @@ def extract(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     return StageReport("extract", False, time.perf_counter() - start, line)
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
-def _practice(paths: Paths, transitions: TransitionDataset, count: int, seed: int) -> TransitionDataset | None:
-    "The surprising ones among `count` transitions; noted, so that they are searched once"
-    file = paths.latents / "surprises.json"
-    asked = [count, seed, len(transitions.store.frames)]
-    if not count:
-        return None
-    if not (file.exists() and (known := read_json(file))["asked"] == asked):
-        start = time.perf_counter()
-        found = surprises(transitions, count, seed)
-        known = {"asked": asked, "frames": [] if found is None else found.indices.tolist()}
-        write_json(file, known)
-        note_time(paths, "find_surprises", time.perf_counter() - start)
-    rare = copy(transitions)
-    rare.indices = np.array(known["frames"], dtype=np.int64)
-    return rare if len(rare) else None
-
-
 def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn to draw the next frame from history and codes"
     store = open_store(paths)
@@ -230,7 +212,10 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     codes = read_codes(paths, identity["codes"])
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
-        practice = _practice(paths, parts[part], preset.predictor.practice if part == "train" else 0, seed)
+        start, practice = time.perf_counter(), None
+        if part == "train" and preset.predictor.practice:
+            practice = surprises(parts[part], preset.predictor.practice, seed)
+            note_time(paths, "find_surprises", time.perf_counter() - start)
         return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
     skipped, extra = _train(
@@ -257,8 +242,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
     skipped, context = _train(
         "context", paths, identity["context"], _with_seed(preset.context_train, seed),
         lambda: ContextMapper(preset.context).start_from(predictor),
-        lambda part, size: context_batches(parts[part], codes, size, seed, _practice(
-            paths, parts[part], preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)
+        lambda part, size: context_batches(parts[part], codes, size, seed), "val_accuracy", trackers)
     seconds = mlp["seconds"] + context["seconds"]
     note_time(paths, "train_mapper", seconds)
     alone, seeing = (extra["final"]["val_accuracy"] for extra in (mlp, context))
