@@ -542,8 +542,6 @@ def looks(
 def _play_on(run: Run, player: str, steps: int, history: Tensor, past: Tensor, seeds: Tensor) -> Tensor:
     "Frames (B, steps, 8400), and after them the action that led to each: one tensor, as batches are joined."
     players = [make_player(player, int(seed)) for seed in seeds]
-    for one, seed in zip(players, seeds, strict=True):
-        one.reset(int(seed))
     film = []
     for _ in range(steps):
         seen = to_uint8(history[:, -1]).numpy()
