@@ -123,7 +123,7 @@ class PredictorConfig:
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
-    practice: int = 0  # transitions searched for surprising ones, of which half of the batches consist then; 0: none
+    practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
+    practice: int = 100_000  # transitions searched for surprising ones, as the predictor's
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ def _smoke() -> Preset:
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20),
         lam_train=few,
         predictor=PredictorConfig(own_from=10, practice=200),
+        context=ContextConfig(practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, lr=1e-3),
         context_train=few,
@@ -214,9 +216,10 @@ def _evening() -> Preset:
         data=DataConfig(transitions=360_000),
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
-        predictor=PredictorConfig(practice=100_000),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
-        context_train=TrainConfig(steps=12_000, checkpoint_every=500),
+        mlp_train=TrainConfig(steps=1000, batch_size=512, lr=1e-3, checkpoint_every=500),
+        context=ContextConfig(practice=400_000),
+        context_train=TrainConfig(steps=20_000, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 

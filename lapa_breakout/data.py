@@ -485,7 +485,7 @@ class EpisodeStore:
         self,
         folder: str | Path,
         skip_damaged: bool = False,  # leave out damaged files with a warning, instead of refusing
-        memory_limit: int = 256 * 2**20,  # bytes of frames; a longer film is mapped from disk
+        memory_limit: int = 256 * 2**20,  # bytes of frames; a longer film is read from disk
     ):
         self.folder = Path(folder)
         self.damaged: list[str] = []  # names of the files left out

@@ -222,8 +222,10 @@ def pixels_nearby(
     window: int = 15,  # side of the neighbourhood, in pixels
 ) -> Tensor:  # the same shape
     "How many marked pixels lie around each pixel"
-    half = window // 2  # a column of means, then a row of them: many times as fast as the square at once
-    return F.avg_pool2d(F.avg_pool2d(marked, (window, 1), 1, (half, 0)), (1, window), 1, (0, half)) * window**2
+    half = window // 2
+    table = F.pad(marked, (half + 1, half, half + 1, half)).cumsum(-1).cumsum(-2)  # a summed-area table
+    columns = table[..., window:] - table[..., :-window]
+    return columns[..., window:, :] - columns[..., :-window, :]
 
 
 def change_weights(

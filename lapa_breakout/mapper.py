@@ -199,7 +199,7 @@ class ContextMapper(SavedModel):
         self.look = Eyes(cfg)
         self.action = nn.Embedding(cfg.actions, cfg.embed_dim)
         self.past = nn.Embedding(cfg.history * (cfg.actions + 1), cfg.embed_dim)  # for each place in the history
-        self.join = mix(width + 2 * cfg.embed_dim, width)
+        self.join = mix(2 * width + 2 * cfg.embed_dim, width)
         self.talk = nn.Sequential(Residual(width), Residual(width))
         self.place = nn.Parameter(torch.zeros(1, cfg.codebook_size, *cfg.grid))  # how likely a code is at a place
         self.choose = nn.Conv2d(width, cfg.codebook_size, 1)
@@ -213,8 +213,9 @@ class ContextMapper(SavedModel):
         "Logits of each cell's code"
         seen = self.look(history)[-1]  # (B, c, 7, 5)
         place = (self.cfg.actions + 1) * torch.arange(self.cfg.history, device=past.device)
-        wish = torch.cat([self.action(action), self.past(past + place).sum(1)], 1)  # (B, 2 * embed_dim)
-        told = wish[:, :, None, None].expand(-1, -1, *seen.shape[2:])
+        turned = past.masked_fill(past == ACTIONS.index("FIRE"), ACTIONS.index("NOOP"))
+        everywhere = torch.cat([seen.amax((2, 3)), self.action(action), self.past(turned + place).sum(1)], 1)
+        told = everywhere[:, :, None, None].expand(-1, -1, *seen.shape[2:])
         return self.choose(self.talk(self.join(torch.cat([seen, told], 1)))) + self.place
 
     def loss(
@@ -257,9 +258,13 @@ def context_batches(
     codes: np.ndarray,  # (F, 35) uint8: the codes of frame i -> i + 1, for every frame of the store
     batch_size: int,
     seed: int = 0,
+    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
 ) -> Any:  # step -> (history, action, past, codes)
     "Random transitions; the same step gives the same batch"
+    sources = [transitions] if practice is None else [transitions, practice]
+
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = transitions.sample(batch_size, step_generator(seed, step))
+        generator = step_generator(seed, step)
+        batch = sources[int(torch.randint(len(sources), (), generator=generator))].sample(batch_size, generator)
         return batch.history, batch.action, batch.past, torch.from_numpy(codes[batch.index])
     return next_batch

@@ -205,6 +205,16 @@ def extract(preset: Preset, paths: Paths, seed: int = 0) -> StageReport:
     return StageReport("extract", False, time.perf_counter() - start, line)
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
+def _practice(paths: Paths, transitions: TransitionDataset, count: int, seed: int) -> TransitionDataset | None:
+    "The surprising ones among `count` transitions; the time that the search takes is noted"
+    if not count:
+        return None
+    start = time.perf_counter()
+    found = surprises(transitions, count, seed)
+    note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
+    return found
+
+# %% ../nbs/09_pipeline.ipynb #304e1192
 def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn to draw the next frame from history and codes"
     store = open_store(paths)
@@ -212,10 +222,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     codes = read_codes(paths, identity["codes"])
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
-        start, practice = time.perf_counter(), None
-        if part == "train" and preset.predictor.practice:
-            practice = surprises(parts[part], preset.predictor.practice, seed)
-            note_time(paths, "find_surprises", time.perf_counter() - start)
+        practice = _practice(paths, parts[part], preset.predictor.practice if part == "train" else 0, seed)
         return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
     skipped, extra = _train(
@@ -242,7 +249,8 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
     skipped, context = _train(
         "context", paths, identity["context"], _with_seed(preset.context_train, seed),
         lambda: ContextMapper(preset.context).start_from(predictor),
-        lambda part, size: context_batches(parts[part], codes, size, seed), "val_accuracy", trackers)
+        lambda part, size: context_batches(parts[part], codes, size, seed, _practice(
+            paths, parts[part], preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)
     seconds = mlp["seconds"] + context["seconds"]
     note_time(paths, "train_mapper", seconds)
     alone, seeing = (extra["final"]["val_accuracy"] for extra in (mlp, context))
