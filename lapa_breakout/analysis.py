@@ -30,7 +30,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from einops import reduce
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -65,14 +64,13 @@ from .lam import extract_latents
 from .mapper import ContextMapper, context_batches
 from lapa_breakout.metrics import (
     BRICK_HIGH,
-    BRICK_ROWS,
     BRICK_WIDE,
-    BRICKS_TOP,
     FIELD_LEFT,
     FIELD_RIGHT,
     FIELD_TOP,
     PADDLE_TOP,
     Located,
+    brick_pixels,
     bricks_standing,
     changed_pixel_psnr,
     codebook_usage,
@@ -519,9 +517,7 @@ def half_bricks(
     frames: Tensor,  # (B, 105, 80) float
 ) -> Tensor:  # (B,) int64
     "How many bricks are neither whole nor gone."
-    rows = slice(BRICKS_TOP, BRICKS_TOP + BRICK_ROWS * BRICK_HIGH)
-    wall = (frames[:, rows, FIELD_LEFT : FIELD_RIGHT + 1] > 0.15).float()
-    bright = reduce(wall, "b (row high) (col wide) -> b row col", "sum", high=BRICK_HIGH, wide=BRICK_WIDE)
+    bright = (brick_pixels(frames) > 0.15).sum(-1)
     return ((bright > 2) & (bright < BRICK_HIGH * BRICK_WIDE)).sum((1, 2))  # two: a ball in an empty place
 
 

@@ -148,7 +148,7 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
-    practice: int = 100_000  # transitions searched for surprising ones, as the predictor's
+    practice: int = 0  # transitions searched for surprising ones, as the predictor's; pays only in long training
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['FIELD_TOP', 'FIELD_BOTTOM', 'FIELD_LEFT', 'FIELD_RIGHT', 'PADDLE_TOP
            'BRICK_HIGH', 'BRICK_WIDE', 'BALL_CONTRAST', 'psnr', 'ssim', 'changed_pixels', 'changed_pixel_psnr',
            'grey_classes', 'snap_to_grey', 'code_counts', 'codebook_usage', 'perplexity', 'Located', 'ball_from_ram',
            'paddle_from_ram', 'distance', 'ball_evidence', 'locate_ball', 'count_balls', 'locate_paddle',
-           'bricks_standing', 'LocationScore', 'location_score']
+           'brick_pixels', 'bricks_standing', 'LocationScore', 'location_score']
 
 # %% ../nbs/11_metrics.ipynb #b2784646
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -250,14 +250,20 @@ def locate_paddle(
     return _located(torch.full_like(left, PADDLE_TOP), left + FIELD_LEFT, length > 2)
 
 # %% ../nbs/11_metrics.ipynb #feb9768f
+def brick_pixels(
+    frames: Tensor,  # (..., H, W) float in [0, 1]
+) -> Tensor:  # (B, 6, 18, pixels) float
+    "The brightness of each pixel where a brick belongs, bricks from the top row down."
+    rows = slice(BRICKS_TOP, BRICKS_TOP + BRICK_ROWS * BRICK_HIGH)
+    wall = _planes(frames)[:, rows, FIELD_LEFT : FIELD_RIGHT + 1]
+    return rearrange(wall, "b (row high) (col wide) -> b row col (high wide)", high=BRICK_HIGH, wide=BRICK_WIDE)
+
+
 def bricks_standing(
     frames: Tensor,  # (..., H, W) float in [0, 1]
 ) -> Tensor:  # (B, 6, 18) bool
     "Which bricks stand, from the top row down."
-    rows = slice(BRICKS_TOP, BRICKS_TOP + BRICK_ROWS * BRICK_HIGH)
-    wall = _planes(frames)[:, rows, FIELD_LEFT : FIELD_RIGHT + 1]
-    mean = reduce(wall, "b (row high) (col wide) -> b row col", "mean", high=BRICK_HIGH, wide=BRICK_WIDE)
-    return mean > 0.15  # the darkest bricks have 0.33, a ball in an empty place 0.1 at most
+    return brick_pixels(frames).mean(-1) > 0.15  # the darkest bricks have 0.33, a ball in an empty place 0.1 at most
 
 # %% ../nbs/11_metrics.ipynb #faccc66c
 class LocationScore(NamedTuple):

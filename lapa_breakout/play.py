@@ -534,12 +534,12 @@ function buildPage(model, root, refocus) {
 _LOOP = """
 function runLoop(model, root, tell) {
   const [actions, held] = [model.get("actions"), []];
-  const state = { focused: false, paused: false, waiting: 0, took: 0, replies: [] };
+  const state = { focused: false, paused: false, asked: [], took: 0, replies: [] };
   let [due, timer, tapped, reset] = [0, 0, null, false];
-  const ask = (content) => { state.waiting = performance.now(); model.send(content); };
+  const ask = (content) => { state.asked.push(performance.now()); model.send(content); };
   const go = () => {
     clearTimeout(timer);
-    if (state.waiting) return;
+    if (state.asked.length > 1) return; // one in work, one on its way: the kernel does not wait for the page
     if (reset) { reset = false; return ask({ reset: true }); }
     if (!state.focused || state.paused) return;
     const [now, period] = [performance.now(), 1000 / model.get("fps")];
@@ -547,10 +547,11 @@ function runLoop(model, root, tell) {
     due = Math.max(due, now - period) + period; // a late frame is made up for, a long halt is not
     ask({ press: actions[tapped ?? held.at(-1) ?? "nothing"] });
     tapped = null;
+    go();
   };
   const answer = () => {
-    if (state.waiting) state.took = state.replies[state.replies.push(performance.now()) - 1] - state.waiting;
-    [state.waiting, state.paused] = [0, state.paused || model.get("error") !== ""];
+    if (state.asked.length) state.took = state.replies[state.replies.push(performance.now()) - 1] - state.asked.shift();
+    state.paused ||= model.get("error") !== "";
     go();
     tell(state);
   };
@@ -600,10 +601,10 @@ function render({ model, el }) {
     root.dataset.count = model.get("count");
     drew = performance.now() - began;
   };
-  const tell = ({ focused, paused, waiting, took, replies }) => {
+  const tell = ({ focused, paused, asked, took, replies }) => {
     const [now, error] = [performance.now(), model.get("error")];
     while (replies.length && replies[0] < now - 1000) replies.shift();
-    const late = waiting ? Math.round((now - waiting) / 1000) : 0;
+    const late = asked.length ? Math.round((now - asked[0]) / 1000) : 0;
     const lost = late > 2 && `no answer from the kernel for ${late} s: it is busy, or gone; if gone, run this cell again`;
     const playing = focused ? (paused ? "paused: P goes on" : "playing") : "click here to play";
     find(".status").textContent = error || lost || playing;
@@ -611,7 +612,7 @@ function render({ model, el }) {
     find(".rate").textContent = `${replies.length} frames/s`;
     const parts = [took, model.get("spent"), drew].map((part) => part.toFixed(1));
     find(".rate").title = `${parts[0]} ms for a frame: ${parts[1]} in the kernel, ${parts[2]} to draw, the rest on the way`;
-    root.dataset.waiting = Number(waiting > 0);
+    root.dataset.waiting = asked.length;
   };
 """
 
