@@ -1051,7 +1051,7 @@ def analyse(
     starts = draw_starts(run, store, split["test"], cfg.starts, max(cfg.horizon, hold), seed)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "one step": lambda: judge_one_step(run, test),
-        "codes": lambda: judge_alphabet(run, store, split, test, cfg.frames, seed, latents),
+        "codes": lambda: judge_alphabet(run, store, split, test, 10 * cfg.frames, seed, latents),
         "closed loop": lambda: judge_rollouts(run, store, starts, cfg.horizon, seed),
         "control": lambda: _named("play", judge_play(run, store, starts, hold)),
         "long play": lambda: judge_long(run, store, split["test"], cfg, seed),

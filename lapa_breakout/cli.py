@@ -407,13 +407,14 @@ def save_pretrained(
     wanted, paths = _resolve(preset, data_dir)
     run, store = _open(wanted, paths, pretrained=False)
     models = {"lam": run.lam, "predictor": run.predictor, "mlp": run.mapper, "context": run.context_mapper}
-    for model in models.values():
-        model.half().float()  # round in place
+    for model in (run.predictor, run.mapper, run.context_mapper):
+        model.half().float()  # round in place; not the LAM: near ties among its codes would fall the other way
     with redirect_stdout(sys.stderr):
         figures = _judge(run, store, wanted, seed) | _times(paths)
     target = folder or paths.pretrained(wanted.name)
     for kind, name in PRETRAINED.items():
-        save_artifact(target / name, models[kind].half().state_dict(), models[kind].cfg, kind)
+        model = models[kind] if kind == "lam" else models[kind].half()
+        save_artifact(target / name, model.state_dict(), model.cfg, kind)
     write_json(target / "figures.json", figures)
     size = sum((target / name).stat().st_size for name in PRETRAINED.values())
     print(f"{_short(target)}: {size / 1e6:.1f} MB")

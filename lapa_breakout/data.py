@@ -531,6 +531,9 @@ class EpisodeStore:
     def __len__(self) -> int:
         return len(self.transitions)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EpisodeStore":
+        return self  # a gigabyte that nobody writes to; Gymnasium copies what environments are made of
+
     def __getitem__(self, number: int) -> Episode:  # of the episode, not of a frame
         span = slice(self.start[number], self.start[number] + self.length[number])
         steps = slice(span.start, span.stop - 1)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from lapa_breakout.cli import app
 from lapa_breakout.lam import LatentActionModel
+from lapa_breakout.predictor import NextFramePredictor
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = [sys.executable, "-c", "from lapa_breakout.cli import main; main()"]
@@ -203,11 +204,12 @@ def test_save_pretrained_keeps_half_the_bytes_and_the_same_model(finished, tmp_p
     assert done.returncode == 0, done.stderr
     names = {"lam.pt", "predictor.pt", "mapper.pt", "context_mapper.pt", "figures.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    trained = folder / "checkpoints" / "latent_action" / "lam.pt"
-    assert (tmp_path / "lam.pt").stat().st_size < 0.6 * trained.stat().st_size
-    rounded, exact = (LatentActionModel.load(path).state_dict() for path in (tmp_path / "lam.pt", trained))
-    weights = {name: value for name, value in exact.items() if value.is_floating_point()}
-    assert all(torch.equal(rounded[name], value.half().float()) for name, value in weights.items())
+    trained = folder / "checkpoints" / "latent_action"
+    assert (tmp_path / "predictor.pt").stat().st_size < 0.6 * (trained / "predictor.pt").stat().st_size
+    for name, model, rounding in (("lam.pt", LatentActionModel, torch.float), ("predictor.pt", NextFramePredictor, torch.half)):
+        kept, exact = (model.load(path / name).state_dict() for path in (tmp_path, trained))
+        weights = {key: value for key, value in exact.items() if value.is_floating_point()}
+        assert all(torch.equal(kept[key], value.to(rounding).float()) for key, value in weights.items())
     assert set(KEYS) <= json.loads((tmp_path / "figures.json").read_text()).keys()
 
 
