@@ -407,14 +407,16 @@ def save_pretrained(
     wanted, paths = _resolve(preset, data_dir)
     run, store = _open(wanted, paths, pretrained=False)
     models = {"lam": run.lam, "predictor": run.predictor, "mlp": run.mapper, "context": run.context_mapper}
-    for model in (run.predictor, run.mapper, run.context_mapper):
-        model.half().float()  # round in place; not the LAM: near ties among its codes would fall the other way
+    rounded = [model for kind, model in models.items() if kind != "lam"]  # near ties among its codes would fall the other way
+    for model in rounded:
+        model.half().float()
     with redirect_stdout(sys.stderr):
         figures = _judge(run, store, wanted, seed) | _times(paths)
     target = folder or paths.pretrained(wanted.name)
+    for model in rounded:
+        model.half()
     for kind, name in PRETRAINED.items():
-        model = models[kind] if kind == "lam" else models[kind].half()
-        save_artifact(target / name, model.state_dict(), model.cfg, kind)
+        save_artifact(target / name, models[kind].state_dict(), models[kind].cfg, kind)
     write_json(target / "figures.json", figures)
     size = sum((target / name).stat().st_size for name in PRETRAINED.values())
     print(f"{_short(target)}: {size / 1e6:.1f} MB")
