@@ -326,7 +326,7 @@ class Paths:
         "Folder of the weights that come with the clone."
         return repo_root() / "data" / "pretrained" / preset
 
-
+# %% ../nbs/00_core.ipynb #3b47a7cd
 def paths_for(
     preset: str,  # its name
     data_dir: str | Path | None = None,  # what the user said, if anything

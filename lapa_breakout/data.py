@@ -478,6 +478,27 @@ def _open_film(files: list[Path], total: int, in_memory: bool) -> np.ndarray:  #
     return np.load(cache, mmap_mode="r")
 
 # %% ../nbs/01_data.ipynb #eae84844
+class _FilmFile:
+    "The file behind a mapped film"
+
+    def __init__(self, film: np.memmap):  # (F, 105, 80) uint8
+        self.count, self.offset = len(film), film.offset  # frames, and the byte where they begin
+        self.file = open(str(film.filename), "rb", buffering=0)
+        weakref.finalize(self, self.file.close)
+
+    def take(self, index: np.ndarray) -> np.ndarray:  # (...) frame numbers → (..., 105, 80) uint8
+        if index.size and not 0 <= index.min() <= index.max() < self.count:
+            raise IndexError(f"frames {index.min()} to {index.max()} were asked for: 0 to {self.count - 1} exist")
+        out = np.empty((*index.shape, H, W), np.uint8)
+        rows = index.reshape(-1, index.shape[-1] if index.ndim > 1 else 1)
+        follow = (np.diff(rows) == 1).all(1).tolist()  # frames in a row are read at once
+        for into, numbers, at_once in zip(out.reshape(len(rows), -1), rows.tolist(), follow, strict=True):
+            for part, number in [(into, numbers[0])] if at_once else zip(into.reshape(-1, H * W), numbers, strict=True):
+                if os.preadv(self.file.fileno(), [part.data], self.offset + number * H * W) < part.nbytes:
+                    raise LapaError(f"{self.file.name} has become shorter: delete it, and open the recording again")
+        return out
+
+# %% ../nbs/01_data.ipynb #661773ce
 class EpisodeStore:
     "All episodes of a folder as one long film, with everything else aligned to its frames."
 
@@ -509,11 +530,8 @@ class EpisodeStore:
         total = int(self.length.sum())
         self.frames = _open_film(files, total, total * H * W <= memory_limit)  # (F, 105, 80) uint8
         self.mapped = isinstance(self.frames, np.memmap)
-        self._film: Any = None  # the file behind the map and where its frames begin
-        if isinstance(self.frames, np.memmap) and hasattr(os, "preadv"):  # not on Windows
-            file = open(str(self.frames.filename), "rb", buffering=0)
-            weakref.finalize(self, file.close)
-            self._film = file, self.frames.offset
+        by_hand = isinstance(self.frames, np.memmap) and hasattr(os, "preadv")  # not on Windows
+        self._film = _FilmFile(self.frames) if by_hand else None  # type: ignore[arg-type]
         self.actions, self.rewards = (  # (F,) each; an episode's last frame has action 255 and reward 0
             np.concatenate([np.append(part[name], part[name].dtype.type(end)) for part in parts])
             for name, end in (("actions", 255), ("rewards", 0))
@@ -550,18 +568,7 @@ class EpisodeStore:
 
     def take(self, index: np.ndarray) -> np.ndarray:  # (...) frame numbers → (..., 105, 80) uint8, a copy
         "Frames by number, in any order and shape, in memory that does not grow."
-        if self._film is None:
-            return self.frames[index]
-        if index.size and not 0 <= index.min() <= index.max() < len(self.frames):
-            raise IndexError(f"frames {index.min()} to {index.max()} were asked for: 0 to {len(self.frames) - 1} exist")
-        out = np.empty((*index.shape, H, W), np.uint8)
-        rows = index.reshape(-1, index.shape[-1] if index.ndim > 1 else 1)
-        follow = (np.diff(rows) == 1).all(1).tolist()  # frames in a row are read at once
-        for into, numbers, at_once in zip(out.reshape(len(rows), -1), rows.tolist(), follow, strict=True):
-            for part, number in [(into, numbers[0])] if at_once else zip(into.reshape(-1, H * W), numbers, strict=True):
-                if os.preadv(self._film[0].fileno(), [part.data], self._film[1] + number * H * W) < part.nbytes:
-                    raise LapaError(f"{self._film[0].name} has become shorter: delete it, and open the recording again")
-        return out
+        return self.frames[index] if self._film is None else self._film.take(index)
 
     def recent(
         self,
@@ -638,7 +645,7 @@ class TransitionBatch(NamedTuple):
         "The action of the first step."
         return self.actions[..., 0]
 
-
+# %% ../nbs/01_data.ipynb #bcabde50
 class TransitionDataset(Dataset):
     "The transitions of some episodes, one by one or as batches."
 

@@ -92,7 +92,7 @@ class Quantised(NamedTuple):
     codes: Tensor  # (B, rows, columns) int64
     loss: Tensor  # codebook, commitment and entropy terms, weighted
 
-
+# %% ../nbs/02_lam.ipynb #2a2fb1fa
 class VectorQuantizer(nn.Module):
     "Nearest codebook vector (van den Oord et al. 2017), kept alive by normalising, data initialisation, resets and entropy"
 
@@ -330,7 +330,7 @@ def check_frames(
         raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}: give float32 (B, {channels}, {H}, {W}) in [0, 1]")
     return frames
 
-
+# %% ../nbs/02_lam.ipynb #31e5cddf
 class LatentActionModel(SavedModel):
     "Pairs of frames to 35 codes, and back"
 

@@ -114,7 +114,7 @@ def _sweep(path: Path) -> None:
     for debris in (path.with_suffix(".resume"), *path.parent.glob(f"{path.stem}.*.tmp")):
         debris.unlink(missing_ok=True)
 
-
+# %% ../nbs/09_pipeline.ipynb #ad2ce8cd
 def _train(
     kind: str, paths: Paths, identity: str, cfg: TrainConfig, build: Callable[[], nn.Module],
     batches: Callable[[str, int], Callable[[int], Any]], metric: str, trackers: Sequence[str],
@@ -231,7 +231,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     note_time(paths, "train_predictor", extra["seconds"])
     return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
-
+# %% ../nbs/09_pipeline.ipynb #dabfd4be
 def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn codes from actions: alone, and with the recent frames"
     store = open_store(paths)

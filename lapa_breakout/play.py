@@ -675,6 +675,17 @@ class _Board(anywidget.AnyWidget):
     real = Bool(False).tag(sync=True)
 
 # %% ../nbs/06_play.ipynb #88d541c7
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    "For whatever PyTorch does inside"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Player(_Board):
     "Moves both games on when the page asks."
 
@@ -716,7 +727,7 @@ class _Player(_Board):
 
     def _answer(self, question: dict[str, Any]) -> None:
         began = time.perf_counter()
-        with self.hold_sync():
+        with self.hold_sync(), _one_thread():
             if "reset" in question:
                 self._try(self.reset)
             else:

@@ -84,7 +84,7 @@ class Eyes(FrameEncoder):
         seen = [history, history.diff(dim=1)] + ([extrapolate(history)] if self.inertia else [])
         return super().forward(pad_to_cells(torch.cat(seen, 1)))
 
-
+# %% ../nbs/03_predictor.ipynb #4a28d239
 class NextFramePredictor(SavedModel):
     "History of frames and a code map to the next frame, one of nine grey levels per pixel"
 
