@@ -217,9 +217,8 @@ def _evening() -> Preset:
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
-        mlp_train=TrainConfig(steps=1000, batch_size=512, lr=1e-3, checkpoint_every=500),
         context=ContextConfig(practice=400_000),
-        context_train=TrainConfig(steps=20_000, checkpoint_every=500),
+        context_train=TrainConfig(steps=30_000, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 
