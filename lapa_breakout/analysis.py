@@ -11,7 +11,7 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches', 'Delta', 'controllability', 'PaddleControl',
            'shares', 'hold_in_game', 'paddle_control', 'FewLabels', 'read_buttons', 'Untold', 'judge_untold',
            'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step',
-           'judge_alphabet', 'analyse', 'Goal', 'results_table']
+           'judge_alphabet', 'analyse', 'Goal', 'results_table', 'seeds_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import math
@@ -1150,3 +1150,20 @@ def results_table(
         beside = f"{_written(figures.get(row.baseline), row.unit)} ({row.baseline_text})" if row.baseline else ""
         rows.append((row.text, _written(ours, row.unit), beside, target, met))
     return pd.DataFrame(rows, columns=["figure", "ours", "baseline", "target", "met"]).set_index("figure")
+
+# %% ../nbs/05_analysis.ipynb #2c295626
+def seeds_table(
+    runs: Sequence[Mapping[str, float]],  # the figures of runs that differ in their seed
+    preset: str = "laptop",  # whose targets
+) -> pd.DataFrame:  # all of it text: figure (the index), mean, range, target, met (by how many of the runs)
+    "Mean and range of each goal of which every run has a figure."
+    tables, rows = [results_table(figures, preset) for figures in runs], []
+    for goal in GOALS:
+        values = [figures.get(goal.key) for figures in runs]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or not known:
+            continue
+        target, met = tables[0].target[goal.text], sum(table.met[goal.text] == "yes" for table in tables)
+        mean, low, high = (_written(value, goal.unit) for value in (sum(known) / len(known), min(known), max(known)))
+        rows.append((goal.text, mean, f"{low.split()[0]} to {high}", target, f"{met} of {len(runs)}" if target else ""))
+    return pd.DataFrame(rows, columns=["figure", "mean", "range", "target", "met"]).set_index("figure")
