@@ -115,14 +115,42 @@ class Game {
     if (!WebAssembly?.validate?.(SIMD)) throw new Error("this browser has no WebAssembly SIMD, which the models need: try a newer one");
     if (!this.about) throw new Error("the start frames have not arrived: reload the page");
     this.say("Loading the models …");
-    const ort = await import(new URL("ort/ort.wasm.min.mjs", this.from)).catch(() => {
+    const model = await (await read(new URL("game.onnx", this.from), "the models")).arrayBuffer();
+    this.processor = this.engine = await this.open("wasm", model);
+    this.root.dataset.graphics = "trying";
+    this.tryGraphics(model).catch(() => "failed").then((found) => (this.root.dataset.graphics = found));
+  }
+
+  // The models, ready to run on the processor ("wasm") or the graphics card ("webgpu").
+  async open(kind, model) {
+    const ort = await import(new URL(`ort/ort.${kind}.min.mjs`, this.from)).catch(() => {
       throw new Error("the runtime could not be loaded: build the site with `make docs`");
     });
     ort.env.wasm.wasmPaths = new URL("ort/", this.from).href;
     ort.env.wasm.numThreads = 1;  // more would need headers that a static host does not send
-    const model = await (await read(new URL("game.onnx", this.from), "the models")).arrayBuffer();
-    this.session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
-    this.Tensor = ort.Tensor;
+    const options = { executionProviders: [kind], graphOptimizationLevel: "all", logSeverityLevel: 3 };  // 3: errors only
+    const session = await ort.InferenceSession.create(model, options);
+    return { session, Tensor: ort.Tensor };
+  }
+
+  // A graphics card takes over if it draws the very same pictures, and sooner. Until that is known the processor plays.
+  async tryGraphics(model) {
+    if (!(await navigator.gpu?.requestAdapter())) return "none";
+    const card = await this.open("webgpu", model), pictures = [], seconds = [];
+    for (const engine of [this.processor, card]) {
+      const times = [];
+      for (const action of [0, 0, 2, 2, 3, 3]) {
+        const start = performance.now(), { frame } = await engine.session.run(this.feeds(engine, action), ["frame"]);
+        pictures.push(frame.data);
+        times.push(performance.now() - start);
+      }
+      seconds.push(times.slice(1).sort((a, b) => a - b)[2]);  // the first one warms up
+    }
+    const half = pictures.length / 2;
+    if (pictures.slice(half).some((picture, n) => picture.some((grey, at) => grey !== pictures[n][at]))) return "other pictures";
+    if (seconds[1] >= seconds[0]) return "slower";
+    this.engine = card;
+    return "used";
   }
 
   restart() {
@@ -144,23 +172,31 @@ class Game {
     return this.history.subarray(this.history.length - this.about.rows * this.about.cols);
   }
 
+  // What a step is told: pictures, buttons, and noise that lets the temperature choose.
+  feeds({ session, Tensor }, action) {
+    const { rows, cols, history, codes, grid } = this.about;
+    const all = {
+      history: new Tensor("uint8", this.history, [1, history, rows, cols]),
+      action: new Tensor("int32", Int32Array.of(action), [1]),
+      past: new Tensor("int32", this.past, [1, history]),
+      noise: new Tensor("float32", this.noise, [1, codes, ...grid]),
+    };
+    return Object.fromEntries(Object.entries(all).filter(([name]) => session.inputNames.includes(name)));
+  }
+
   // One step of play: button and pictures in, next picture out.
   async step(action) {
-    const { rows, cols, history, codes, grid } = this.about;
+    const { rows, cols } = this.about, { engine, turn } = this;
     const temperature = Number(this.find(".temperature").value);
     if (temperature > 0) for (let n = 0; n < this.noise.length; n++) this.noise[n] = -temperature * Math.log(-Math.log(this.random()));
     else this.noise.fill(0);
-    const feeds = {
-      history: new this.Tensor("uint8", this.history, [1, history, rows, cols]),
-      action: new this.Tensor("int32", Int32Array.of(action), [1]),
-      past: new this.Tensor("int32", this.past, [1, history]),
-      noise: new this.Tensor("float32", this.noise, [1, codes, ...grid]),
-    };
-    for (const name of Object.keys(feeds)) if (!this.session.inputNames.includes(name)) delete feeds[name];
-    const turn = this.turn;
-    this.busy = this.session.run(feeds, ["frame"]);
+    this.busy = engine.session.run(this.feeds(engine, action), ["frame"]).catch((error) => {
+      if (engine === this.processor) throw error;
+      this.engine = this.processor;  // a graphics card can get lost: do the step again without it
+      return {};
+    });
     const { frame } = await this.busy;
-    if (turn !== this.turn) return false;
+    if (!frame || turn !== this.turn) return false;
     const seen = new Uint8Array(this.history.length);
     seen.set(this.history.subarray(rows * cols));
     seen.set(frame.data, seen.length - rows * cols);
@@ -225,7 +261,8 @@ class Game {
     const rate = this.times.length > 1 ? (1000 * (this.times.length - 1)) / (start - this.times[0]) : 0;
     Object.assign(this.root.dataset, { steps: this.steps, rate: rate.toFixed(1), paddle: paddle(frame, cols) });
     if (!this.checking) {
-      if (this.steps % 10 === 0) this.say(`${rate.toFixed(0)} pictures a second, step ${this.steps}`);
+      const where = this.engine === this.processor ? "" : " on the graphics card";
+      if (this.steps % 10 === 0) this.say(`${rate.toFixed(0)} pictures a second${where}, step ${this.steps}`);
       return;
     }
     const truth = this.truth(), ball = moments[this.moment].ball[this.steps], lost = this.lost;
