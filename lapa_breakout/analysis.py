@@ -1160,7 +1160,7 @@ def seeds_table(
     tables, rows = [results_table(figures, preset) for figures in runs], []
     for goal in GOALS:
         values = [figures.get(goal.key) for figures in runs]
-        known = [value for value in values if value is not None]
+        known = [value for value in values if value is not None and math.isfinite(value)]  # not so where no ball was ever lost
         if len(known) < len(values) or not known:
             continue
         target, met = tables[0].target[goal.text], sum(table.met[goal.text] == "yes" for table in tables)

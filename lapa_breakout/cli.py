@@ -294,9 +294,10 @@ def seeds(
     from lapa_breakout.core import LapaError, write_json
 
     runs: dict[int, dict[str, float]] = {}
-    preset = _finished_run(folders[0])[0]
+    preset = ""
     for folder in folders:
         name, seed, figures = _finished_run(folder)
+        preset = preset or name
         if name != preset or seed in runs:
             why = f"seed {seed} a second time" if name == preset else f"the preset {name}, not {preset}"
             raise LapaError(f"{_short(folder)} has {why}: give runs that differ in nothing but their seed")
