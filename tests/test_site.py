@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BROWSERS
 from filelock import FileLock
 
 from lapa_breakout.analysis import results_table
@@ -75,7 +76,8 @@ def page(browser, address):
     "A page that must not complain, and must not ask anybody else."
     with contextlib.closing(browser.new_context()) as context:
         page, wrong = context.new_page(), []
-        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") and said.text != NO_CARD else None)
+        complaint = lambda said: said.type in ("error", "warning") and said.text != NO_CARD  # noqa: E731
+        page.on("console", lambda said: wrong.append(said.text) if complaint(said) else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else wrong.append(asked.url))
         yield page
@@ -204,6 +206,21 @@ def test_a_graphics_card_plays_only_if_it_draws_the_same_sooner(page, address, c
     page.wait_for_function("document.querySelector('.lapa-game').game.history")
     used = found == "used"  # then it gets lost at the next step, which the processor repeats
     assert page.evaluate(CARD, list(card)) == [found, used, not used, True, True]
+
+
+def test_a_graphics_card_draws_what_the_processor_draws(browser, address):
+    "On a card that is only imitated, so it is slow, but it computes as WebGPU does."
+    imitated = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with contextlib.closing(browser.browser_type.launch(executable_path=installed, args=imitated)) as other:
+        page = other.new_page()
+        page.goto(f"{address}/play.html")
+        if not page.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
+            pytest.skip("this browser cannot imitate a graphics card")
+        page.get_by_role("button", name="▶ Play").click()
+        found = "(document.querySelector('.lapa-game').dataset.graphics ?? 'trying') !== 'trying'"
+        page.wait_for_function(found, timeout=240_000)
+        assert data(page, "graphics") in ("slower", "used")
 
 
 def test_same_seed_and_buttons_give_the_same_game(page, address):

@@ -82,8 +82,8 @@ def add_game(docs: Path) -> None:
 
     runtime = npm_packages() / "onnxruntime-web" / "dist"
     (docs / "play" / "ort").mkdir(parents=True, exist_ok=True)
-    names = [f"ort-wasm-simd-threaded{kind}" for kind in ("", ".asyncify")]  # for the processor, and for graphics cards
-    for part in ("ort.wasm.min.mjs", "ort.webgpu.min.mjs", *(f"{name}.{end}" for name in names for end in ("mjs", "wasm"))):
+    names = [f"ort-wasm-simd-threaded{kind}" for kind in ("", ".jsep")]  # for the processor, and for graphics cards
+    for part in ("ort.wasm.min.mjs", "ort.all.min.mjs", *(f"{name}.{end}" for name in names for end in ("mjs", "wasm"))):
         shutil.copy(runtime / part, docs / "play" / "ort" / part)
     export_game("evening" if Paths().pretrained("evening").is_dir() else "laptop", docs / "play")
 
