@@ -76,8 +76,8 @@ def page(browser, address):
     "A page that must not complain, and must not ask anybody else."
     with contextlib.closing(browser.new_context()) as context:
         page, wrong = context.new_page(), []
-        complaint = lambda said: said.type in ("error", "warning") and said.text != NO_CARD  # noqa: E731
-        page.on("console", lambda said: wrong.append(said.text) if complaint(said) else None)
+        told = ("error", "warning")
+        page.on("console", lambda said: wrong.append(said.text) if said.type in told and said.text != NO_CARD else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else wrong.append(asked.url))
         yield page

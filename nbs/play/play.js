@@ -192,13 +192,13 @@ class Game {
     const temperature = Number(this.find(".temperature").value);
     if (temperature > 0) for (let n = 0; n < this.noise.length; n++) this.noise[n] = -temperature * Math.log(-Math.log(this.random()));
     else this.noise.fill(0);
-    this.busy = engine.session.run(this.feeds(engine, action), ["frame"]).catch((error) => {
+    const ask = (whom) => whom.session.run(this.feeds(whom, action), ["frame"]);
+    this.busy = ask(engine).catch((error) => {
       if (engine === this.processor) throw error;
-      this.engine = this.processor;  // a graphics card can get lost: do the step again without it
-      return {};
+      return ask(this.engine = this.processor);  // a graphics card can get lost: the same step again without it
     });
     const { frame } = await this.busy;
-    if (!frame || turn !== this.turn) return false;
+    if (turn !== this.turn) return false;
     const seen = new Uint8Array(this.history.length);
     seen.set(this.history.subarray(rows * cols));
     seen.set(frame.data, seen.length - rows * cols);
