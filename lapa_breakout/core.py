@@ -546,7 +546,8 @@ class SavedModel(nn.Module):
     def load(cls, path: str | Path) -> Self:
         "The model in that file, in evaluation mode; `LapaError` if it is missing, damaged or something else."
         artifact: Artifact[Any] = load_artifact(path, cls.kind, cls.config_cls)
-        return artifact.into(cls(artifact.config)).eval()
+        model = artifact.into(cls(artifact.config)).eval()
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # quicker
 
 # %% ../nbs/00_core.ipynb #568d6a89
 def fingerprint(
