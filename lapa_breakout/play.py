@@ -755,19 +755,19 @@ _HOLD = 3  # steps for one click
 
 def _buttons(player: _Player, draw: Callable[[], bytes]) -> VBox:
     "A picture and plain buttons, for pages that cannot load the widget."
-    picture = Picture(value=draw(), format="png")
+    hint = "This page cannot load the keyboard version, so each click plays a few steps."
+    picture, said = Picture(value=draw(), format="png", layout={"align_self": "flex-start"}), Label(hint)
 
     def button(text: str, question: dict[str, Any], times: int) -> Button:
         def click(_: Button) -> None:
             for _step in range(times):
                 player._answer(question)
-            picture.value, said.value = draw(), player.error
+            picture.value, said.value = draw(), player.error or hint
 
         made = Button(description=text)
         made.on_click(click)
         return made
 
-    said = Label("This page cannot load the keyboard version, so each click plays a few steps.")
     row = [button(name, {"press": number}, _HOLD) for number, name in enumerate(ACTIONS)]
     box = VBox([said, picture, HBox([*row, button("reset", {"reset": True}, 1)])])
     box.add_class("lapa-play-buttons")
@@ -797,18 +797,18 @@ class PlayWidget(_Player):
         super().__init__(world, starts=offer, start=start, real=real, temperature=temperature, fps=fps)
         self.reset(seed)
 
-    def picture(self) -> Image.Image:
+    def picture(self, footer: str = "arrow keys, space, R, P: play it in JupyterLab") -> Image.Image:
         "What it shows, without its controls."
         shown = {"the model": self.frame} | ({"the game": self.truth} if self.truth else {})
         panels = {who: np.frombuffer(frame, np.uint8).reshape(H, W) for who, frame in shown.items()}
-        return _page(panels, "arrow keys, space, R, P: play it in JupyterLab", 3)
+        return _page(panels, footer, 3)
 
-    def _png(self) -> bytes:
+    def _png(self, **options: str) -> bytes:
         file = io.BytesIO()
-        self.picture().save(file, "PNG")
+        self.picture(**options).save(file, "PNG")
         return file.getvalue()
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "The widget, the buttons that take its place, and a picture for where neither can live."
-        shown = VBox([self, _buttons(self, self._png)])._repr_mimebundle_()
+        shown = VBox([self, _buttons(self, partial(self._png, footer=f"each click plays {_HOLD} steps"))])._repr_mimebundle_()
         return {**shown, "text/plain": "PlayWidget", "image/png": b64encode(self._png()).decode()}, {}

@@ -256,3 +256,15 @@ def test_lost_kernel_is_said(page, lab):
     urllib.request.urlopen(asked, timeout=WAIT / 1000)
     status(page, "run this cell again")
     assert page.locator(".lapa-play .frame").is_visible() and paddle(page, "frame") > 0, "the last picture is gone"
+
+
+def test_buttons_where_the_widget_cannot_load(page, lab):
+    page.route("**/anywidget/**", lambda asked: asked.abort())
+    run_notebook(page, lab, ".lapa-play-buttons")
+    assert not page.locator(".lapa-play .frame").is_visible()
+    shown, source = page.locator(".lapa-play-buttons img"), "document.querySelector('.lapa-play-buttons img').src"
+    for button in ("RIGHT", "LEFT", "reset"):
+        before = shown.get_attribute("src")
+        page.locator(".lapa-play-buttons").get_by_role("button", name=button).click()
+        page.wait_for_function(f"{source} !== '{before}'")
+        keep(page, f"buttons_{button}", ".jp-OutputArea-output:has(.lapa-play-buttons)")
