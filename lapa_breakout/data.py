@@ -9,6 +9,7 @@ __all__ = ['RAM_BYTES', 'SKILLS', 'BreakoutFrames', 'make_env', 'RandomPlayer', 
            'game_states', 'Played', 'play_from']
 
 # %% ../nbs/01_data.ipynb #f1b1eb0c
+import atexit
 import importlib
 import io
 import json
@@ -330,6 +331,7 @@ def _record(path: Path, player: str, index: int, seed: int, config: DataConfig) 
 def _follow_parent() -> None:
     "In a worker: leave interrupts to the parent, which winds up in order, and end when it has been killed."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(_own_env.cache_clear)  # an emulator that is still there at the very end is complained about
     if (parent := multiprocessing.parent_process()) is None:
         return
 

@@ -94,6 +94,8 @@ def test_notebook_form(path):
     assert form == ["# ", "> "], f"{path.name}: nbdev's docs drop all of the first cell but title and promise"
     errors = [out["ename"] for cell in cells(path) for out in cell.get("outputs", []) if out["output_type"] == "error"]
     assert not errors, f"{path.name} stores failed cells: {errors}"
+    said = [out["text"] for cell in cells(path) for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+    assert not said, f"{path.name} stores warnings or progress bars, which teach nothing: {said}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
