@@ -143,7 +143,7 @@ def _check_models(run: Run) -> Run:
             raise PlayError(f"{what}; load both with load_pretrained or load_run")
     return run
 
-
+# %% ../nbs/06_play.ipynb #824b64dd
 def _frozen(model: torch.nn.Module, *example: torch.Tensor) -> Any:
     "A copy for one game at a time whose parts call each other without Python: the same pictures in two thirds of the time."
     same = deepcopy(model).eval()
@@ -152,7 +152,7 @@ def _frozen(model: torch.nn.Module, *example: torch.Tensor) -> Any:
     same.forward = lambda *inputs: graph(*inputs)
     return same
 
-
+# %% ../nbs/06_play.ipynb #d8421443
 class Dream:
     "The models in closed loop: they see what they have drawn."
 
@@ -700,7 +700,7 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-
+# %% ../nbs/06_play.ipynb #844b4293
 class _Player(_Board):
     "Moves both games on when the page asks."
 

@@ -158,12 +158,17 @@ def hold(page, key, count=4):
 
 
 def steers(page):
-    "Play, and see whether the paddles of both games follow the arrow keys."
+    "Click, and the page plays and obeys."
     status(page, "click here")
     still = steps(page)
     page.locator(".lapa-play .frame").click()
     status(page, "playing")
     until(page, still + 2)  # the page drives
+    obeys(page)
+
+
+def obeys(page):
+    "Whether the paddles of both games follow the arrow keys."
     right, left = hold(page, "ArrowRight"), hold(page, "ArrowLeft")
     assert min(right) > 3 and max(left) < -3, f"columns moved by RIGHT {right} and LEFT {left}, in model and game"
 
@@ -268,3 +273,13 @@ def test_buttons_where_the_widget_cannot_load(page, lab):
         page.locator(".lapa-play-buttons").get_by_role("button", name=button).click()
         page.wait_for_function(f"{source} !== '{before}'")
         keep(page, f"buttons_{button}", ".jp-OutputArea-output:has(.lapa-play-buttons)")
+
+
+def test_play_as_an_app(page, tmp_path):
+    flags = ("--port={port}", "--no-browser", "--show_tracebacks=True", "--Voila.ip=127.0.0.1")
+    with served(tmp_path, "/voila/static/voila.js", "voila", *flags, ROOT / "tools" / "play_app.ipynb") as address:
+        page.goto(address)
+        page.locator(".lapa-play .start").select_option("168")  # on offer, and away from both walls
+        status(page, "playing")
+        obeys(page)
+        keep(page, "app")
