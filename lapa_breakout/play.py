@@ -566,7 +566,7 @@ function runLoop(model, root, tell) {
   };
   const answer = () => {
     const now = performance.now();
-    for (; heard < model.get("answered"); heard++) { // of two answers at once only the second is an event
+    for (; heard < model.get("answered"); heard++) { // not events: two answers may arrive as one
       if (state.asked.length) state.took = state.replies[state.replies.push(now) - 1] - state.asked.shift();
     }
     state.paused ||= model.get("error") !== "";

@@ -33,6 +33,17 @@ CELLS = (
     "'the last cell'",
 )
 
+PAIRS = """
+one, kept = game._answer, []
+def both(question):
+    kept.append(question)
+    if len(kept) == 2:
+        with game.hold_sync():
+            while kept:
+                one(kept.pop(0))
+game._answer = both
+"""
+
 
 @contextlib.contextmanager
 def served(folder, answers, *command):
@@ -248,6 +259,14 @@ def test_frame_rate_in_jupyterlab(page, lab, capsys):
     with capsys.disabled():
         print(f"\n{best:.1f} frames/s in the best second in JupyterLab, {np.median(counts):.1f} in the median; {parts[-1]}")
     assert best >= ENOUGH
+
+
+def test_two_answers_that_arrive_as_one_event(page, lab):
+    run_notebook(page, lab, ".lapa-play .frame")
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.evaluate(f"async (code) => {{ await {kernel}.requestExecute({{ code }}).done; }}", PAIRS)
+    page.locator(".lapa-play .frame").click()
+    until(page, steps(page) + 8)
 
 
 def test_lost_kernel_is_said(page, lab):
