@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RAM_BYTES', 'SKILLS', 'BreakoutFrames', 'make_env', 'RandomPlayer', 'Spotted', 'spot', 'landing', 'TrackingPlayer',
            'make_player', 'Episode', 'play_episode', 'DamagedEpisode', 'save_episode', 'load_episode', 'episode_seed',
-           'collect_episodes', 'EpisodeStore', 'split_episodes', 'TransitionBatch', 'TransitionDataset', 'replay',
-           'game_states', 'Played', 'play_from']
+           'collect_episodes', 'Film', 'EpisodeStore', 'split_episodes', 'TransitionBatch', 'TransitionDataset',
+           'replay', 'game_states', 'Played', 'play_from']
 
 # %% ../nbs/01_data.ipynb #f1b1eb0c
 import atexit
@@ -20,11 +20,10 @@ import signal
 import struct
 import threading
 import warnings
-import weakref
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -37,12 +36,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .core import ACTIONS, UNKNOWN_ACTION, H, W, DataConfig, LapaError, read_json, write_bytes, write_json
+from .core import ACTIONS, UNKNOWN_ACTION, H, W, DataConfig, LapaError, write_bytes
 
 # %% ../nbs/01_data.ipynb #79ff123a
 RAM_BYTES = (99, 101, 72)  # ball x, ball y, paddle x: where the game itself keeps them
@@ -444,61 +442,40 @@ def collect_episodes(
     return EpisodeStore(folder)
 
 # %% ../nbs/01_data.ipynb #bf41cc95
-_CACHE = "frames.npy"
+def _number_rows(frames: np.ndarray, number: dict[bytes, int]) -> np.ndarray:  # (F, 105, 80) uint8 → (F, 105) uint32
+    "The number of each row; rows never seen before get the next ones."
+    words = frames.view(np.uint64)  # eight pixels at once
+    new = np.ones(words.shape[:2], bool)
+    new[1:] = (words[1:] != words[:-1]).any(2)  # the others stand as in the frame before, which is nine rows in ten
+    numbers = np.zeros(new.shape, np.uint32)
+    numbers[new] = [number.setdefault(row, len(number)) for row in frames[new].view(f"V{W}").ravel().tolist()]
+    latest = np.maximum.accumulate(new * np.arange(len(new))[:, None], 0)  # when each row was last new
+    return np.take_along_axis(numbers, latest, 0)
 
 
-def _write_film(files: list[Path], total: int, path: Path) -> None:
-    "Put the frames of all files end to end into one .npy, one episode in memory at a time."
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(part, "wb") as film:
-            write_array_header_1_0(film, {"descr": "|u1", "fortran_order": False, "shape": (total, H, W)})
-            for file in files:
-                film.write(load_episode(file).frames.data)
-        os.replace(part, path)
-    except OSError as error:
-        size = f"{total * H * W / 1e9:.1f} GB"
-        raise LapaError(f"{path} could not be written, {error.strerror}: opening needs {size} there") from error
-    finally:
-        part.unlink(missing_ok=True)
+class Film:
+    "Frames end to end, read-only and small: each row of pixels that occurs is kept once, and a frame is the numbers of its rows."
 
+    def __init__(self, games: Iterable[np.ndarray]):  # (frames, 105, 80) uint8 each
+        number: dict[bytes, int] = {}  # of each row, in order of appearance
+        parts = [np.zeros((0, H), np.uint32), *(_number_rows(game, number) for game in games)]
+        self.rows = np.frombuffer(b"".join(number), np.uint8).reshape(-1, W)  # (R, 80), no two alike
+        self.numbers = np.concatenate(parts, dtype=np.min_scalar_type(len(number)), casting="unsafe")  # (F, 105)
 
-def _open_film(files: list[Path], total: int, in_memory: bool) -> np.ndarray:  # (total, 105, 80) uint8
-    "The frames of all files, end to end."
-    if in_memory:
-        film, end = np.empty((total, H, W), np.uint8), 0
-        for file in files:
-            frames = load_episode(file).frames
-            film[end : end + len(frames)], end = frames, end + len(frames)
-        return film
-    cache, note = files[0].with_name(_CACHE), files[0].with_name(_CACHE + ".json")
-    now = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    if not (cache.exists() and note.exists() and read_json(note) == now):
-        note.unlink(missing_ok=True)  # first, so that an interruption never leaves a note about another film
-        _write_film(files, total, cache)
-        write_json(note, now)
-    return np.load(cache, mmap_mode="r")
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-# %% ../nbs/01_data.ipynb #eae84844
-class _FilmFile:
-    "The file behind a mapped film"
+    def __getitem__(self, index: Any) -> np.ndarray:  # (..., 105, 80) uint8, a copy
+        "The frames of those numbers: an integer, a slice, or an array of any shape."
+        return self.rows.take(self.numbers[index], axis=0)
 
-    def __init__(self, film: np.memmap):  # (F, 105, 80) uint8
-        self.count, self.offset = len(film), film.offset  # frames, and the byte where they begin
-        self.file = open(str(film.filename), "rb", buffering=0)
-        weakref.finalize(self, self.file.close)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or np.uint8, copy=False)
 
-    def take(self, index: np.ndarray) -> np.ndarray:  # (...) frame numbers → (..., 105, 80) uint8
-        if index.size and not 0 <= index.min() <= index.max() < self.count:
-            raise IndexError(f"frames {index.min()} to {index.max()} were asked for: 0 to {self.count - 1} exist")
-        out = np.empty((*index.shape, H, W), np.uint8)
-        rows = index.reshape(-1, index.shape[-1] if index.ndim > 1 else 1)
-        follow = (np.diff(rows) == 1).all(1).tolist()  # frames in a row are read at once
-        for into, numbers, at_once in zip(out.reshape(len(rows), -1), rows.tolist(), follow, strict=True):
-            for part, number in [(into, numbers[0])] if at_once else zip(into.reshape(-1, H * W), numbers, strict=True):
-                if os.preadv(self.file.fileno(), [part.data], self.offset + number * H * W) < part.nbytes:
-                    raise LapaError(f"{self.file.name} has become shorter: delete it, and open the recording again")
-        return out
+    @property
+    def nbytes(self) -> int:
+        "What it takes of memory."
+        return self.rows.nbytes + self.numbers.nbytes
 
 # %% ../nbs/01_data.ipynb #661773ce
 class EpisodeStore:
@@ -508,14 +485,13 @@ class EpisodeStore:
         self,
         folder: str | Path,
         skip_damaged: bool = False,  # leave out damaged files with a warning, instead of refusing
-        memory_limit: int = 256 * 2**20,  # bytes of frames; a longer film is read from disk
     ):
         self.folder = Path(folder)
         self.damaged: list[str] = []  # names of the files left out
         while True:
             try:
                 files = [file for file in sorted(self.folder.glob("*.npz")) if file.name not in self.damaged]
-                self._open(files, memory_limit)
+                self._open(files)
                 break
             except DamagedEpisode as error:
                 if not skip_damaged:
@@ -523,17 +499,14 @@ class EpisodeStore:
                 warnings.warn(f"left out: {error}", stacklevel=2)
                 self.damaged.append(error.path.name)
 
-    def _open(self, files: list[Path], memory_limit: int) -> None:
+    def _open(self, files: list[Path]) -> None:
         if not files:
             raise LapaError(f"{self.folder} holds no recording: run `lapa_breakout collect`, or use data/sample")
         parts = [_read(file, _SMALL) for file in files]
         self.length = np.array([len(part["lives"]) for part in parts])  # (E,) frames per episode
         self.start = np.cumsum(self.length) - self.length  # (E,) each episode's first frame
         total = int(self.length.sum())
-        self.frames = _open_film(files, total, total * H * W <= memory_limit)  # (F, 105, 80) uint8
-        self.mapped = isinstance(self.frames, np.memmap)
-        by_hand = isinstance(self.frames, np.memmap) and hasattr(os, "preadv")  # not on Windows
-        self._film = _FilmFile(self.frames) if by_hand else None  # type: ignore[arg-type]
+        self.frames = Film(load_episode(file).frames for file in files)  # (F, 105, 80) uint8
         self.actions, self.rewards = (  # (F,) each; an episode's last frame has action 255 and reward 0
             np.concatenate([np.append(part[name], part[name].dtype.type(end)) for part in parts])
             for name, end in (("actions", 255), ("rewards", 0))
@@ -552,14 +525,14 @@ class EpisodeStore:
         return len(self.transitions)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EpisodeStore":
-        return self  # a gigabyte that nobody writes to; Gymnasium copies what environments are made of
+        return self  # nobody writes to it; Gymnasium copies what environments are made of
 
     def __getitem__(self, number: int) -> Episode:  # of the episode, not of a frame
         span = slice(self.start[number], self.start[number] + self.length[number])
         steps = slice(span.start, span.stop - 1)
         meta = self.episodes[number]
         return Episode(
-            frames=self.frames[span].copy(),  # a piece of the map would be read-only
+            frames=self.frames[span],
             actions=self.actions[steps],
             rewards=self.rewards[steps],
             lives=self.lives[span],
@@ -567,10 +540,6 @@ class EpisodeStore:
             terminated=meta["terminated"],
             meta=meta,
         )
-
-    def take(self, index: np.ndarray) -> np.ndarray:  # (...) frame numbers → (..., 105, 80) uint8, a copy
-        "Frames by number, in any order and shape, in memory that does not grow."
-        return self.frames[index] if self._film is None else self._film.take(index)
 
     def recent(
         self,
@@ -686,7 +655,7 @@ class TransitionDataset(Dataset):
             raise IndexError(f"{ahead} steps ahead go past an episode's end: make the data set with horizon={ahead}")
         recent, past = self.store.recent(index, self.history)
         future = index[:, None] + np.arange(1, ahead + 1)  # (B, horizon)
-        frames = torch.from_numpy(self.store.take(np.concatenate([recent, future], 1)))
+        frames = torch.from_numpy(self.store.frames[np.concatenate([recent, future], 1)])
         actions = torch.from_numpy(self.store.actions[future - 1].astype(np.int64))
         return TransitionBatch(
             frames[:, : self.history], frames[:, self.history :], actions, torch.from_numpy(past), torch.from_numpy(index)

@@ -166,7 +166,7 @@ def pick_moments(
     for number, episode in enumerate(episodes):
         first = int(store.start[episode])
         frames = np.arange(first, first + len(store[episode].frames))
-        ball = locate_ball(to_float(store.take(frames))).found.numpy()
+        ball = locate_ball(to_float(store.frames[frames])).found.numpy()
         flying = np.convolve(ball, np.ones(length), "full")[: len(frames)] == length  # in this frame and those before
         possible = frames[flying & (store.left[frames] >= steps) & (frames > first + length)]
         for start in random.permutation(possible)[:each].tolist():
@@ -192,7 +192,7 @@ def export_game(
     run, store, folder = load_pretrained(preset), EpisodeStore(Paths().sample), Path(folder)
     length, cfg = run.predictor.cfg.history, run.context_mapper.cfg
     moments = pick_moments(store, split_episodes(store, run.preset.data.fractions)["test"], length, steps)
-    films = np.stack([store.take(np.arange(m.start - length + 1, m.start + steps + 1)) for m in moments])
+    films = np.stack([store.frames[np.arange(m.start - length + 1, m.start + steps + 1)] for m in moments])
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(run, folder / "game.onnx")
     write_bytes(folder / "moments.bin", zlib.compress(films.tobytes(), 9))

@@ -425,7 +425,7 @@ def pair_batches(
 # %% ../nbs/02_lam.ipynb #d0fe2953
 def extract_latents(
     model: LatentActionModel,
-    frames: np.ndarray,  # (F, 105, 80) uint8, for instance `EpisodeStore.frames`
+    frames: Any,  # (F, 105, 80) uint8: an array, or the film of an `EpisodeStore`
     indices: np.ndarray,  # (M,) frame numbers i; each transition is i -> i + 1
     batch_size: int = 64,  # small ones stay in the cache
     progress: Callable = iter,  # wraps the list of batches, for instance tqdm

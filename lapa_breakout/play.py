@@ -67,7 +67,7 @@ def history_at(
         known = f"{store.folder} has the frames 0 to {len(store.episode) - 1}"
         raise PlayError(f"there is no start frame {start}: {known}")
     first = store.start[store.episode[start]]
-    return store.take(np.maximum(np.arange(start - length + 1, start + 1), first))
+    return store.frames[np.maximum(np.arange(start - length + 1, start + 1), first)]
 
 
 def check_history(
@@ -321,7 +321,7 @@ def play_both(
     if player is None:
         history_at(store, start, 1)  # is there such a frame?
         steps = min(steps, int(store.left[start]))
-        true, actions = store.take(np.arange(start, start + steps + 1)), store.actions[start : start + steps]
+        true, actions = store.frames[np.arange(start, start + steps + 1)], store.actions[start : start + steps]
     else:
         true, actions, _ = watch(RealGame(store), player, steps, seed, start=start)
     if not len(actions):
