@@ -87,6 +87,7 @@ _Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Take the weights that come with the clone instead of your own.")
 ]
 
+# %% ../nbs/13_cli.ipynb #e59037ae
 _Track = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="NAME", help="Send the curves to tensorboard or wandb as well; may be repeated."),
@@ -99,7 +100,7 @@ def _resolve(preset: str, data_dir: Path | None) -> tuple["Preset", "Paths"]:
 
     return get_preset(preset), paths_for(preset, data_dir)
 
-
+# %% ../nbs/13_cli.ipynb #f1ab285f
 def _check_trackers(track: Sequence[str] | None) -> None:
     "A wrong or missing tracker ends here, not after the recording."
     if track:
@@ -189,7 +190,7 @@ def _open(preset: "Preset", paths: "Paths", pretrained: bool) -> tuple["Run", "E
     store = open_store(paths)
     return load_run(paths.root, preset.name), store
 
-
+# %% ../nbs/13_cli.ipynb #5b3a58a2
 def _judge(run: "Run", store: "EpisodeStore", preset: "Preset", seed: int, codes: Any = None) -> dict[str, float]:
     "All figures, on the test episodes; `codes` are those that `extract` has written, if it has."
     from lapa_breakout.analysis import analyse
@@ -204,13 +205,13 @@ def _judge(run: "Run", store: "EpisodeStore", preset: "Preset", seed: int, codes
     split = split_episodes(store, preset.data.fractions)
     return dict(analyse(run, store, split, preset.eval, seed, latents=codes, progress=show))
 
-
+# %% ../nbs/13_cli.ipynb #d2af5c8c
 def _times(paths: "Paths") -> dict[str, float]:
     from lapa_breakout.pipeline import read_times
 
     return {f"time.{key}": seconds for key, seconds in read_times(paths).items()}
 
-
+# %% ../nbs/13_cli.ipynb #52cddb21
 def _measure(preset: "Preset", paths: "Paths", seed: int) -> dict[str, float]:
     "Judge your own run, and write figures.json beside a note of what was measured."
     from lapa_breakout.core import write_json
@@ -283,7 +284,7 @@ def _finished_run(folder: Path) -> tuple[str, int, dict[str, float]]:
     ran = read_json(note)
     return ran["preset"], ran["seed"], read_json(figures)
 
-
+# %% ../nbs/13_cli.ipynb #c5d73c20
 @app.command(rich_help_panel="Afterwards")
 def seeds(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Data folders of runs of one preset.")],
@@ -406,7 +407,7 @@ def _analysed(preset: "Preset", paths: "Paths", seed: int) -> dict[str, float] |
         return None
     return {key: math.nan if value is None else value for key, value in read_json(figures).items()}
 
-
+# %% ../nbs/13_cli.ipynb #90d8b64c
 @app.command(rich_help_panel="Everything")
 def run(preset: _PresetName = "laptop", data_dir: _DataDir = None, seed: _Seed = 0, track: _Track = None) -> None:
     "Record, train every model, analyse, and film the result. Goes on where it was stopped."

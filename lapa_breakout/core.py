@@ -42,7 +42,7 @@ def to_float(
 ) -> Tensor:  # same shape, float32 in [0, 1]
     "Frames as a model wants them."
     if isinstance(frames, np.ndarray) and not frames.flags.writeable:
-        frames = frames.copy()  # a recording mapped from disk; torch would warn
+        frames = frames.copy()  # read-only: torch would warn
     frames = torch.as_tensor(frames)
     if frames.dtype != torch.uint8:
         raise TypeError(f"to_float wants uint8 frames, got {frames.dtype}")
@@ -160,14 +160,14 @@ class TrainConfig:
     lr_end: float = 0.0  # learning rate at the last step ("linear")
     schedule: Literal["onecycle", "linear", "constant"] = "onecycle"  # how the rate goes from lr to its end
     grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
-    weight_decay: float = 0.0  # decoupled from the gradient
+    weight_decay: float = 0.0  # L2: added to the gradient
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of convolutions and products; see `mixed_precision`
     checkpoint_every: int = 200  # steps between saved states, from which an interrupted run goes on
     log_every: int = 20  # steps between logged metrics
     eval_every: int = 200  # steps between evaluations, at steps that are logged
     seed: int = 0  # of initial weights and batches
 
-
+# %% ../nbs/00_core.ipynb #1cd34144
 @dataclass(frozen=True)
 class EvalConfig:
     "How much of the held-out episodes an evaluation looks at."
@@ -372,7 +372,7 @@ def writing(
         way_out = "what was there is unchanged; make room and run again"
         raise LapaError(f"{path} could not be written, {why}: {way_out}") from error
 
-
+# %% ../nbs/00_core.ipynb #c81e936e
 def write_bytes(
     path: str | Path,  # its folder is made if missing
     data: bytes,
@@ -420,7 +420,7 @@ def write_json(
     "Write JSON, whole or not at all."
     return write_bytes(path, (_to_json(obj, indent=indent) + "\n").encode())
 
-
+# %% ../nbs/00_core.ipynb #46cc9c22
 def read_json(
     path: str | Path,
 ) -> Any:

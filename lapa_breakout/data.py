@@ -296,7 +296,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise DamagedEpisode(path, error) from error
     return parts
 
-
+# %% ../nbs/01_data.ipynb #38ee63d7
 def load_episode(
     path: str | Path,
 ) -> Episode:
@@ -339,7 +339,7 @@ def _follow_parent() -> None:
 
     threading.Thread(target=wait, daemon=True).start()
 
-
+# %% ../nbs/01_data.ipynb #05792ff5
 class _Here(Executor):
     "Runs a job at once, in this process."
 
@@ -452,7 +452,7 @@ def _number_rows(frames: np.ndarray, number: dict[bytes, int]) -> np.ndarray:  #
     latest = np.maximum.accumulate(new * np.arange(len(new))[:, None], 0)  # when each row was last new
     return np.take_along_axis(numbers, latest, 0)
 
-
+# %% ../nbs/01_data.ipynb #81734e46
 class Film:
     "Frames end to end, read-only and small: each row of pixels that occurs is kept once, and a frame is the numbers of its rows."
 
@@ -578,7 +578,7 @@ def _deal(count: int, fractions: Sequence[float], offset: np.ndarray) -> np.ndar
             parts[np.flatnonzero(parts == np.bincount(parts).argmax())[-1]] = part
     return parts
 
-
+# %% ../nbs/01_data.ipynb #cbe9d024
 def split_episodes(
     store: EpisodeStore,
     fractions: Sequence[float] = DataConfig().fractions,  # train, validation, test
@@ -696,7 +696,7 @@ def replay(
             states[step] = env.unwrapped.clone_state(include_rng=True)  # type: ignore[attr-defined]
     return states
 
-
+# %% ../nbs/01_data.ipynb #9df132ee
 def game_states(
     store: EpisodeStore,
     indices: Sequence[int] | np.ndarray,  # frame numbers of the store

@@ -51,7 +51,7 @@ class PlayStep(nn.Module):
         frame = self.predictor.greys.draw(level_logits)[:, 0]
         return (255 * frame).round().to(torch.uint8), codes.to(torch.int32), code_logits, level_logits
 
-
+# %% ../nbs/08_export.ipynb #8d8d1605
 def quiet_inputs(run: Run) -> dict[str, Tensor]:
     "Inputs of the right shape: black frames, NOOP, nothing known, temperature 0."
     length, cfg = run.predictor.cfg.history, run.context_mapper.cfg
@@ -116,7 +116,7 @@ class OnnxStep:
         known = {name: value.numpy() for name, value in inputs.items() if name in self.inputs}
         return [torch.from_numpy(part) for part in self.session.run(None, known)]
 
-
+# %% ../nbs/08_export.ipynb #f5ef79df
 class Agreement(NamedTuple):
     "How far an exported game agrees with PyTorch's."
 
@@ -125,7 +125,7 @@ class Agreement(NamedTuple):
     frames: float  # share of these steps with exactly the same next frame
     together: int  # steps before the first other pixel, each on its own pictures; `steps` if there was none
 
-
+# %% ../nbs/08_export.ipynb #1d86a653
 def compare(
     run: Run,
     path: str | Path,  # of the exported file
@@ -152,7 +152,7 @@ class Moment(NamedTuple):
     past: list[int]  # the action that led to each given frame
     actions: list[int]  # what was pressed then
 
-
+# %% ../nbs/08_export.ipynb #174c2afb
 def pick_moments(
     store: EpisodeStore,
     episodes: Sequence[int] | np.ndarray,  # numbers of the episodes to choose from
@@ -182,7 +182,7 @@ def _balls(film: np.ndarray) -> list[list[int] | None]:  # (T, 105, 80) uint8
     row, col, found = locate_ball(to_float(film))
     return [[int(r), int(c)] if there else None for r, c, there in zip(row.nan_to_num(), col.nan_to_num(), found, strict=True)]
 
-
+# %% ../nbs/08_export.ipynb #653aac7a
 def export_game(
     preset: str,  # whose pretrained models
     folder: str | Path,  # where the page looks for them

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .core import (
     GREY_LEVELS, H, W, LAMConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes)
+from .metrics import codebook_usage
 
 # %% ../nbs/02_lam.ipynb #b00b1291
 _all_ = ["LAMConfig"]  # lives in core, belongs here as well
@@ -62,7 +63,7 @@ def pad_to_cells(
     "Black rows below, so that whole cells fit"
     return F.pad(frames, (0, 0, 0, -frames.shape[-2] % cell))
 
-
+# %% ../nbs/02_lam.ipynb #de500058
 class FrameEncoder(nn.Module):
     "Four stride-2 stages; returns what each of them saw"
 
@@ -197,7 +198,7 @@ def neighbours(
     place = torch.stack([row.flatten(), col.flatten()], 1)  # (N, 2), row by row
     return (place[:, None] - place[None]).abs().amax(-1) > reach
 
-
+# %% ../nbs/02_lam.ipynb #d3ea1720
 class CodeAttention(nn.Module):
     "Cross-attention: cells of the current frame ask the codes around them"
 
@@ -381,7 +382,8 @@ class LatentActionModel(SavedModel):
         logits = self._redraw(obs, quantised.latents, seen)
         error = change_weights(obs, next_obs, self.cfg.change_weight) * self.pixels.error(logits, next_obs)
         mse = (self.pixels.draw(logits.detach()) - next_obs).pow(2).mean()
-        metrics = {"psnr": -10 * mse.clamp(min=1e-9).log10(), "vq": quantised.loss.detach()}
+        used = codebook_usage(quantised.codes, self.cfg.codebook_size)  # by this batch; a single code before it is quantised
+        metrics = {"psnr": -10 * mse.clamp(min=1e-9).log10(), "vq": quantised.loss.detach(), "codes_used": used}
         return self.cfg.picture * error.mean() + quantised.loss, metrics
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ def _complaint(record: Any, cfg: MLPConfig) -> str | None:
         return f"has the code {odd!r}: integers from 0 to {cfg.codebook_size - 1} are known"
     return None
 
-
+# %% ../nbs/04_mapper.ipynb #2df68819
 def read_pairs(path: str | Path, cfg: MLPConfig = MLPConfig()) -> Pairs:
     "Read and check the list of records; `LapaError` names the first record that is wrong"
     path = Path(path)
@@ -99,7 +99,7 @@ class ActionLatentPairDataset(Dataset):
         names = np.random.default_rng(seed).permutation(np.unique(groups))
         return np.isin(groups, names[: max(1, round(fraction * len(names)))])
 
-
+# %% ../nbs/04_mapper.ipynb #07586062
 def get_action_latent_dataloaders(
     path: str | Path,  # action_latent_pairs.json
     batch_size: int = 512,

@@ -65,7 +65,7 @@ def changed_pixels(
     current: Tensor,  # the same shape, the frame before it
 ) -> Tensor:  # the same shape, bool
     "Where the true next frame differs from the current one."
-    return (target - current).abs() > 0.02  # the game's closest grey levels are 1/255 apart, moving things are not
+    return (target - current).abs() > 0.02  # the game's closest grey levels are 2/255 apart, moving things are not
 
 
 def changed_pixel_psnr(

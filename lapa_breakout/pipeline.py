@@ -10,7 +10,7 @@ __all__ = ['FILES', 'STAGES', 'PRETRAINED', 'StageReport', 'note_time', 'read_ti
 # %% ../nbs/09_pipeline.ipynb #f1007532
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -157,17 +157,13 @@ def _train(
     _sweep(path)
     return False, load_artifact(path, kind, _CONFIGS[kind]).extra
 
-# %% ../nbs/09_pipeline.ipynb #464cd684
-def _with_seed(cfg: TrainConfig, seed: int) -> TrainConfig:
-    return TrainConfig(**{**cfg.__dict__, "seed": seed})
-
 # %% ../nbs/09_pipeline.ipynb #f943830a
 def train_lam(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn latent actions from pairs of frames"
     store = open_store(paths)
     parts = splits(store, preset)
     skipped, extra = _train(
-        "lam", paths, identities(store, preset, seed)["lam"], _with_seed(preset.lam_train, seed),
+        "lam", paths, identities(store, preset, seed)["lam"], replace(preset.lam_train, seed=seed),
         lambda: LatentActionModel(preset.lam), lambda part, size: pair_batches(parts[part], size, seed), "val_psnr", trackers)
     note_time(paths, "train_lam", extra["seconds"])
     return StageReport("train-lam", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
@@ -233,7 +229,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
         return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
     skipped, extra = _train(
-        "predictor", paths, identity["predictor"], _with_seed(preset.predictor_train, seed),
+        "predictor", paths, identity["predictor"], replace(preset.predictor_train, seed=seed),
         lambda: NextFramePredictor(preset.predictor), batches, "val_psnr", trackers)
     note_time(paths, "train_predictor", extra["seconds"])
     return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
@@ -250,11 +246,11 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
     pairs = ActionLatentPairDataset(paths.actions, preset.mlp)
     held_out = pairs.held_out(0.2, seed)
     mlp_skipped, mlp = _train(
-        "mlp", paths, identity["mlp"], _with_seed(preset.mlp_train, seed), lambda: ActionToLatentMLP(preset.mlp),
+        "mlp", paths, identity["mlp"], replace(preset.mlp_train, seed=seed), lambda: ActionToLatentMLP(preset.mlp),
         lambda part, size: mlp_batches(pairs, held_out if part == "validation" else ~held_out, size, seed), "val_accuracy",
         trackers)
     skipped, context = _train(
-        "context", paths, identity["context"], _with_seed(preset.context_train, seed),
+        "context", paths, identity["context"], replace(preset.context_train, seed=seed),
         lambda: ContextMapper(preset.context).start_from(predictor),
         lambda part, size: context_batches(parts[part], codes, size, seed, _practice(
             paths, parts[part], preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)

@@ -69,7 +69,7 @@ def history_at(
     first = store.start[store.episode[start]]
     return store.frames[np.maximum(np.arange(start - length + 1, start + 1), first)]
 
-
+# %% ../nbs/06_play.ipynb #92f8afa5
 def check_history(
     frames: Any,
     length: int,  # how many frames
@@ -81,7 +81,7 @@ def check_history(
         raise PlayError(f"the start frames are {array.dtype} {array.shape}: {wanted}")
     return array
 
-
+# %% ../nbs/06_play.ipynb #b8379758
 class Start(NamedTuple):
     "What a game starts from."
 
@@ -89,7 +89,7 @@ class Start(NamedTuple):
     past: np.ndarray  # (T,) int64: the action that led to each of them
     number: int  # of the last frame in the recording; -1: from elsewhere
 
-
+# %% ../nbs/06_play.ipynb #52c38031
 def find_start(
     store: EpisodeStore,
     start: Any,  # number of a frame of the store, or (T, 105, 80) uint8 frames
@@ -275,7 +275,7 @@ class Watched(NamedTuple):
     actions: np.ndarray  # (T,) int64
     rewards: np.ndarray  # (T,) float32
 
-
+# %% ../nbs/06_play.ipynb #be208477
 def watch(
     env: gym.Env,  # `WorldModelEnv`, `RealGame` or any other with frames of ours
     player: RandomPlayer | Sequence[int] | np.ndarray,  # who plays, or the actions to take
@@ -307,7 +307,7 @@ class Clip(NamedTuple):
     true: np.ndarray  # (T+1, 105, 80) uint8
     model: np.ndarray  # (T+1, 105, 80) uint8
 
-
+# %% ../nbs/06_play.ipynb #df33e7b6
 def play_both(
     run: Run,
     store: EpisodeStore,
@@ -363,7 +363,7 @@ def _difference(clip: Clip, step: int) -> np.ndarray:  # (105, 80) uint8
     red, blue = GREY_LEVELS[_COLOURS.index((200, 72, 72))], GREY_LEVELS[_COLOURS.index((66, 72, 200))]
     return np.where(true > model, red, np.where(true < model, blue, 0)).astype(np.uint8)
 
-
+# %% ../nbs/06_play.ipynb #62201359
 def draw_pages(
     clips: Sequence[Clip],
     caption: str = "",  # ends the line below
@@ -403,7 +403,7 @@ def save_pages(
     pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=stay, loop=0, optimize=False)
     return write_bytes(path, file.getvalue())
 
-
+# %% ../nbs/06_play.ipynb #def5b981
 def _mp4(film: np.ndarray, fps: float) -> bytes:  # film: (T, height, width, 3) uint8
     "As H.264, which wants even sides."
     even = film[:, : film.shape[1] // 2 * 2, : film.shape[2] // 2 * 2]
@@ -668,7 +668,7 @@ def _palette() -> bytes:
     colours = in_colour(np.arange(256, dtype=np.uint8)[None])[0]
     return np.column_stack([colours, np.full(256, 255, np.uint8)]).tobytes()
 
-
+# %% ../nbs/06_play.ipynb #c36d05ca
 class _Board(anywidget.AnyWidget):
     "What the page shows, and what can be set there."
 

@@ -141,7 +141,7 @@ def plot_heatmaps(
         figure.colorbar(image, ax=axes, label=label, shrink=0.9)
     return figure
 
-
+# %% ../nbs/12_plot.ipynb #0c755f80
 def plot_heatmap(
     grid: np.ndarray,  # (rows, columns)
     title: str = "",
@@ -265,7 +265,7 @@ def plot_bars(
         _finish(axis, x, y, title, marks, across=True)
     return figure
 
-
+# %% ../nbs/12_plot.ipynb #8eb01b95
 def plot_points(
     groups: Mapping[str, np.ndarray],  # name → one number per case
     x: str = "",  # label

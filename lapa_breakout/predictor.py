@@ -186,7 +186,7 @@ def rollout_codes(
         frames.append(history[:, -1])
     return torch.stack(frames, 1)
 
-
+# %% ../nbs/03_predictor.ipynb #69daeb82
 @torch.no_grad()
 def rollout(
     run: Any,  # has `.predictor` and `.context_mapper`, as `load_run` and `load_pretrained` give
@@ -198,7 +198,7 @@ def rollout(
     "Closed loop under real actions: the mapper names the codes, the predictor draws"
     if actions.ndim != 2 or len(actions) != len(history):
         raise ValueError(f"actions are {tuple(actions.shape)} for {len(history)} histories: give (B, steps)")
-    past, frames = torch.full(history.shape[:2], UNKNOWN_ACTION) if past is None else past, []
+    past, frames = torch.full(history.shape[:2], UNKNOWN_ACTION, device=history.device) if past is None else past, []
     for action in actions.unbind(1):
         codes = run.context_mapper.sample(history, action, temperature, past)
         history = torch.cat([history[:, 1:], run.predictor.predict(history, codes)], 1)

@@ -128,7 +128,7 @@ def _step(work: _Work, next_batch: Callable[[int], Any], step: int, name: str) -
     work.history.seconds += time.perf_counter() - start
     return {"loss": value} | metrics
 
-
+# %% ../nbs/10_training.ipynb #1e52240b
 def _look(work: _Work, evaluate: Callable[[nn.Module], dict], best: str | None) -> dict[str, float]:
     "Evaluate, and keep the weights if they are the best so far"
     work.model.eval()
@@ -253,7 +253,7 @@ def fit(
         _run(work, next_batch, evaluate, best, name, checkpoint, identity, log, started)
     if work.top:
         model.load_state_dict(work.top["model"])
-    model.to(work.device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload] # as when loaded
+    model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload] # home again
     if save:
         save(work.history)
     if checkpoint:
