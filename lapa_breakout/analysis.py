@@ -9,9 +9,10 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
            'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'rollout_errors',
            'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches', 'Delta', 'controllability', 'PaddleControl',
-           'shares', 'hold_in_game', 'paddle_control', 'FewLabels', 'read_buttons', 'Untold', 'judge_untold',
-           'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step',
-           'judge_alphabet', 'analyse', 'Goal', 'results_table', 'seeds_table']
+           'shares', 'hold_in_game', 'paddle_control', 'Untold', 'sideways', 'read_from_moves', 'read_rightly',
+           'read_buttons', 'FewLabels', 'judge_untold', 'few_labels', 'steps_per_second', 'judge_play',
+           'judge_rollouts', 'judge_long', 'judge_one_step', 'judge_alphabet', 'analyse', 'Goal', 'results_table',
+           'seeds_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import math
@@ -30,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -37,51 +39,16 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from lapa_breakout.core import (
-    ACTIONS,
-    UNKNOWN_ACTION,
-    EvalConfig,
-    LapaError,
-    TrainConfig,
-    fingerprint,
-    read_json,
-    set_seed,
-    to_float,
-    to_uint8,
-    unflatten_codes,
-    write_json,
-)
-from lapa_breakout.data import (
-    EpisodeStore,
-    TransitionBatch,
-    TransitionDataset,
-    game_states,
-    make_env,
-    make_player,
-    play_from,
-)
+from .core import (
+    ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, read_json, set_seed, to_float,
+    to_uint8, unflatten_codes, write_json)
+from .data import (
+    EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
 from .mapper import ContextMapper, context_batches
-from lapa_breakout.metrics import (
-    BRICK_HIGH,
-    BRICK_WIDE,
-    FIELD_LEFT,
-    FIELD_RIGHT,
-    FIELD_TOP,
-    PADDLE_TOP,
-    Located,
-    brick_pixels,
-    bricks_standing,
-    changed_pixel_psnr,
-    codebook_usage,
-    count_balls,
-    distance,
-    locate_ball,
-    locate_paddle,
-    perplexity,
-    psnr,
-    ssim,
-)
+from .metrics import (
+    BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, Located, brick_pixels, bricks_standing,
+    changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle, perplexity, psnr, ssim)
 from .pipeline import Run
 from .predictor import rollout, rollout_codes
 from .training import fit
@@ -130,7 +97,7 @@ def codes_at(
     codes = extract_latents(run.lam, store.frames, index) if latents is None else latents[index]
     return torch.from_numpy(codes.astype(np.int64))
 
-
+# %% ../nbs/05_analysis.ipynb #6d5c4a11
 def draw_material(
     run: Run,
     store: EpisodeStore,
@@ -246,7 +213,7 @@ def _bits(counts: Tensor) -> Tensor:  # (A, N, K) → (N,)
     apart = joint.sum(0, keepdim=True) * joint.sum(2, keepdim=True)
     return (torch.xlogy(joint, joint) - torch.xlogy(joint, apart)).sum((0, 2)) / np.log(2)
 
-
+# %% ../nbs/05_analysis.ipynb #403aeb27
 def code_mutual_information(
     codes: Tensor,  # (M, 35) int64
     actions: Tensor,  # (M,) int64
@@ -271,7 +238,7 @@ def halves(
         return np.arange(len(episodes)) < len(episodes) / 2
     return np.searchsorted(numbers, episodes) % 2 == 0
 
-
+# %% ../nbs/05_analysis.ipynb #0edcaced
 def action_probe(
     inputs: Mapping[str, Tensor],  # what the probes see: name → (M, features), numbers or (integers) codes
     labels: Tensor,  # (M,) int64: actions, or anything else to be read from the inputs
@@ -327,7 +294,7 @@ class CodeTable(NamedTuple):
     per_action: Tensor  # (A, N): with each action; of an action that never occurs, as for all
     majority: Tensor  # (N,): whatever the action
 
-
+# %% ../nbs/05_analysis.ipynb #cafa26c7
 def action_code_table(
     codes: Tensor,  # (M, 35) int64
     actions: Tensor,  # (M,) int64
@@ -339,7 +306,7 @@ def action_code_table(
     seen = counts.sum((1, 2)) > 0
     return CodeTable(torch.where(seen[:, None], counts.argmax(2), majority), majority)
 
-
+# %% ../nbs/05_analysis.ipynb #eec86b8e
 def token_accuracy(
     guess: Tensor,  # (M, 35) or what broadcasts to it
     codes: Tensor,  # (M, 35)
@@ -359,7 +326,7 @@ def look_and_name(run: Run, history: Tensor, actions: Tensor, past: Tensor, temp
     "What `ContextMapper` says, its parts in the order of a batch."
     return run.context_mapper.sample(history, actions, temperature, past)
 
-
+# %% ../nbs/05_analysis.ipynb #16e6d244
 def guess_codes(
     run: Run,
     material: Material,
@@ -375,7 +342,7 @@ def guess_codes(
         "context": in_batches(partial(look_and_name, run), material.history, material.actions, material.past),
     }
 
-
+# %% ../nbs/05_analysis.ipynb #58621326
 def judge_mappers(
     guesses: Mapping[str, Tensor],  # name → (M, 35)
     material: Material,
@@ -405,7 +372,7 @@ def draw_starts(
     indices = TransitionDataset(store, episodes, run.predictor.cfg.history, horizon).indices
     return np.sort(np.random.default_rng(seed).choice(indices, min(count, len(indices)), replace=False))
 
-
+# %% ../nbs/05_analysis.ipynb #5cf609da
 def film_at(
     run: Run,
     store: EpisodeStore,
@@ -461,7 +428,7 @@ def infer_codes(
     pairs = (frames[:, part].flatten(0, 1)[:, None] for part in (slice(-1), slice(1, None)))
     return in_batches(run.lam.encode, *pairs).view(*film.next.shape[:2], -1)
 
-
+# %% ../nbs/05_analysis.ipynb #1df3c55a
 def compare_films(
     drawn: Tensor,  # (M, horizon, 105, 80) float
     film: TransitionBatch,  # what really happened
@@ -477,7 +444,7 @@ def press(run: Run, history: Tensor, actions: Tensor, past: Tensor) -> Tensor:  
     "Closed loop under real actions, its parts in the order of a batch."
     return rollout(run, history, actions, past=past)
 
-
+# %% ../nbs/05_analysis.ipynb #e5d1407e
 def rollout_errors(
     run: Run,
     store: EpisodeStore,
@@ -512,7 +479,7 @@ class Looks(NamedTuple):
         "Whether everything is right in at least this share of a game's pictures."
         return self.all().float().mean(1) >= share
 
-
+# %% ../nbs/05_analysis.ipynb #bbfa3e75
 def half_bricks(
     frames: Tensor,  # (B, 105, 80) float
 ) -> Tensor:  # (B,) int64
@@ -520,7 +487,7 @@ def half_bricks(
     bright = (brick_pixels(frames) > 0.15).sum(-1)
     return ((bright > 2) & (bright < BRICK_HIGH * BRICK_WIDE)).sum((1, 2))  # two: a ball in an empty place
 
-
+# %% ../nbs/05_analysis.ipynb #f5c77e40
 def looks(
     frames: Tensor,  # (M, T, 105, 80) float
     start: Tensor,  # (M, 105, 80) float, a true frame of the same game
@@ -547,7 +514,7 @@ def _play_on(run: Run, player: str, steps: int, history: Tensor, past: Tensor, s
         film.append(torch.cat([drawn[:, 0].flatten(1), action], 1))
     return torch.stack(film, 1)
 
-
+# %% ../nbs/05_analysis.ipynb #a8282c23
 def play_long(
     run: Run,
     store: EpisodeStore,
@@ -561,7 +528,7 @@ def play_long(
     both = in_batches(partial(_play_on, run, player, steps), film.history, film.past, seeds, size=10)
     return both[..., :-1].unflatten(2, film.next.shape[2:]), both[..., -1].long()
 
-
+# %% ../nbs/05_analysis.ipynb #e2e7da99
 def relaunches(
     frames: Tensor,  # (M, T, 105, 80) float
     actions: Tensor,  # (M, T) int64: what led to each frame
@@ -630,7 +597,7 @@ def controllability(
 # %% ../nbs/05_analysis.ipynb #83940067
 HELD = ("NOOP", "RIGHT", "LEFT")
 
-
+# %% ../nbs/05_analysis.ipynb #015323e4
 @dataclass(frozen=True)
 class PaddleControl:
     "How far the paddle went to the right while each action of `HELD` was held, in native pixels: (actions, M)."
@@ -667,7 +634,7 @@ class PaddleControl:
         "As the game: the paddle goes the way the real one goes, or ends beside it."
         return (self.way(moved) == self.way(self.game)) | self.within(moved)
 
-
+# %% ../nbs/05_analysis.ipynb #745029d1
 def shares(right: Tensor) -> dict[str, float]:  # (actions, M) bool → action → share
     "How often each action of `HELD` was right."
     return dict(zip(HELD, right.float().mean(1).tolist(), strict=True))
@@ -682,7 +649,7 @@ def hold_in_game(store: EpisodeStore, starts: np.ndarray, hold: int = 5) -> Tens
     env.close()
     return torch.from_numpy(np.array(ends))
 
-
+# %% ../nbs/05_analysis.ipynb #708fde7d
 def paddle_control(
     run: Run,
     store: EpisodeStore,
@@ -704,6 +671,72 @@ def paddle_control(
     game = torch.stack([2 * (there.col - begin.col)[usable] for there in real])
     return PaddleControl(torch.stack(moves), game, 2 * begin.col[usable])
 
+# %% ../nbs/05_analysis.ipynb #3327ad72
+class Untold:
+    "A mapper that is never told what was pressed before."
+
+    def __init__(self, mapper: ContextMapper):
+        self.mapper = mapper
+
+    def sample(self, history: Tensor, action: Tensor, temperature: float = 0.0, past: Tensor | None = None) -> Tensor:
+        "As `ContextMapper.sample`, whatever the past."
+        return self.mapper.sample(history, action, temperature)
+
+# %% ../nbs/05_analysis.ipynb #685b3ed7
+def sideways(
+    store: EpisodeStore,
+    index: np.ndarray,  # (M,) frame numbers
+    cell: int = 16,  # rows of a cell
+) -> np.ndarray:  # (M, 2 · rows of cells) columns to the right
+    "How far what came lies beside what went, in the transition before those frames and in the one that starts there."
+
+    def shift(now: np.ndarray) -> np.ndarray:  # (M,) → (M, rows of cells)
+        change = store.frames[now + 1].astype(np.float32) - store.frames[now]
+        change = np.pad(change, ((0, 0), (0, -H % cell), (0, 0))).reshape(len(now), -1, cell, W)
+        came, went = (part.clip(0).sum(2) + 1e-3 for part in (change, -change))  # nothing at all lies in the middle
+        return (came @ np.arange(W)) / came.sum(-1) - (went @ np.arange(W)) / went.sum(-1)
+
+    before = np.maximum(index - 1, store.start[store.episode[index]])
+    return np.concatenate([shift(before), shift(index)], 1)
+
+# %% ../nbs/05_analysis.ipynb #621b5944
+def read_from_moves(
+    store: EpisodeStore,
+    labelled: np.ndarray,  # (L,) frame numbers of transitions whose buttons may be seen
+    index: np.ndarray,  # (M,) of others
+    seed: int = 0,
+) -> np.ndarray:  # (M,) uint8
+    "Buttons as a forest of extremely randomised trees reads them (Geurts et al. 2006)."
+    forest = ExtraTreesClassifier(300, random_state=seed).fit(sideways(store, labelled), store.actions[labelled])
+    return forest.predict(sideways(store, index))
+
+# %% ../nbs/05_analysis.ipynb #371e6cec
+def read_rightly(true: np.ndarray, read: np.ndarray) -> float:  # (M,) buttons each
+    "The share of buttons that was read rightly; FIRE and NOOP, the first two, look the same nearly always."
+    return float(np.mean((true == read) | ((true < 2) & (read < 2))))
+
+# %% ../nbs/05_analysis.ipynb #e733aa3a
+def read_buttons(
+    mapper: ContextMapper,
+    store: EpisodeStore,
+    index: np.ndarray,  # (M,) frame numbers
+    codes: np.ndarray,  # (F, 35)
+    prior: Tensor,  # (A,) how often each button is pressed
+) -> np.ndarray:  # (M,) uint8
+    "The likeliest buttons given what happened, by a mapper that knows only the other direction."
+    data = TransitionDataset(store, history=mapper.cfg.history)
+    batch = data.batch(np.searchsorted(data.indices, index))
+
+    def evidence(history: Tensor, happened: Tensor) -> Tensor:  # (B, T, 105, 80), (B, 35) → (B, A)
+        def chance(action: int) -> Tensor:  # (B,) log p(codes | history, action)
+            logits = mapper.logits(history, torch.full((len(history),), action))
+            return logits.log_softmax(-1).gather(2, happened[..., None]).sum((1, 2))
+
+        return torch.stack([chance(action) for action in range(len(prior))], 1)
+
+    found = in_batches(evidence, batch.history, torch.from_numpy(codes[index].astype(np.int64)))
+    return (found + prior.log()).argmax(1).numpy().astype(np.uint8)
+
 # %% ../nbs/05_analysis.ipynb #f6e7f363
 @dataclass(frozen=True)
 class FewLabels:
@@ -716,12 +749,12 @@ class FewLabels:
     video_steps: int = 1000  # of training without any label, once for each seed
     label_steps: int = 600  # of each training with labels
     rounds: int = 3  # of reading buttons, within `label_steps`
-    pool: int = 2000  # transitions whose buttons are read; with more labels than that, none are
+    pool: int = 4000  # transitions whose buttons are read; with more labels than that, none are
     train: TrainConfig = TrainConfig(log_every=100)  # everything but steps and seed
     frames: int = 1000  # test transitions whose codes are judged
     starts: int = 150  # test starts from which buttons are held
 
-
+# %% ../nbs/05_analysis.ipynb #e5b4925d
 def _teach(
     mapper: ContextMapper, store: EpisodeStore, index: np.ndarray, actions: np.ndarray, codes: np.ndarray,
     train: TrainConfig, name: str,
@@ -734,31 +767,6 @@ def _teach(
     fit(mapper, context_batches(data, codes, train.batch_size, train.seed), train, name=name)
     mapper.cpu()
 
-# %% ../nbs/05_analysis.ipynb #e733aa3a
-def read_buttons(
-    mapper: ContextMapper,
-    store: EpisodeStore,
-    index: np.ndarray,  # (M,) frame numbers
-    codes: np.ndarray,  # (F, 35)
-    prior: Tensor,  # (A,) how often each button is pressed
-    seed: int = 0,
-) -> np.ndarray:  # (M,) uint8
-    "Buttons drawn from their probability given what happened, by a mapper that knows only the other direction."
-    data = TransitionDataset(store, history=mapper.cfg.history)
-    batch = data.batch(np.searchsorted(data.indices, index))
-
-    def evidence(history: Tensor, happened: Tensor) -> Tensor:  # (B, T, 105, 80), (B, 35) → (B, A)
-        def chance(action: int) -> Tensor:  # (B,) log p(codes | history, action)
-            logits = mapper.logits(history, torch.full((len(history),), action))
-            return logits.log_softmax(-1).gather(2, happened[..., None]).sum((1, 2))
-
-        return torch.stack([chance(action) for action in range(len(prior))], 1)
-
-    found = in_batches(evidence, batch.history, torch.from_numpy(codes[index].astype(np.int64)))
-    chances = (found + prior.log()).softmax(1)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(chances, 1, generator=generator)[:, 0].numpy().astype(np.uint8)
-
 # %% ../nbs/05_analysis.ipynb #ebeacfd9
 def _name_buttons(
     mapper: ContextMapper, store: EpisodeStore, labelled: np.ndarray, others: np.ndarray, codes: np.ndarray,
@@ -769,24 +777,13 @@ def _name_buttons(
     count = np.bincount(store.actions[labelled], minlength=len(ACTIONS)) + 1.0
     prior = torch.from_numpy(count / count.sum()).float()
     train = replace(cfg.train, steps=cfg.label_steps // cfg.rounds)
+    actions[pool] = read_from_moves(store, labelled, pool, seed)
     for part in range(cfg.rounds):
-        actions[pool] = read_buttons(mapper, store, pool, codes, prior, seed + part)
-        both = np.concatenate([pool, np.resize(labelled, len(pool))])
+        if part:
+            actions[pool] = read_buttons(mapper, store, pool, codes, prior)
+        both = np.concatenate([pool, np.resize(labelled, max(len(labelled), len(pool) // 4))])
         _teach(mapper, store, both, actions, codes, replace(train, seed=1000 * seed + part), f"round {part + 1}")
-    true, read = store.actions[pool], actions[pool]
-    still = ACTIONS.index("FIRE")  # FIRE and NOOP, the first two, look the same nearly always
-    return float(np.mean((true == read) | ((true <= still) & (read <= still))))
-
-
-class Untold:
-    "A mapper that is never told what was pressed before."
-
-    def __init__(self, mapper: ContextMapper):
-        self.mapper = mapper
-
-    def sample(self, history: Tensor, action: Tensor, temperature: float = 0.0, past: Tensor | None = None) -> Tensor:
-        "As `ContextMapper.sample`, whatever the past."
-        return self.mapper.sample(history, action, temperature)
+    return read_rightly(store.actions[pool], actions[pool])
 
 # %% ../nbs/05_analysis.ipynb #73a3299a
 def judge_untold(
@@ -819,7 +816,7 @@ def _study_file(file: Path, run: Run, store: EpisodeStore, cfg: FewLabels) -> di
         raise LapaError(f"{file} is a study of other weights, data or settings: delete it, or name another --output")
     return study
 
-
+# %% ../nbs/05_analysis.ipynb #e6195a0b
 def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, cfg: FewLabels, seed: int) -> ContextMapper:
     "A mapper that knows what can happen, and has been told buttons by lot."
     mapper = ContextMapper(replace(run.preset.context, past_dropout=1.0)).start_from(run.predictor)
@@ -827,7 +824,7 @@ def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, 
     _teach(mapper, store, index, actions, codes, replace(cfg.train, steps=cfg.video_steps, seed=seed), "video")
     return mapper
 
-
+# %% ../nbs/05_analysis.ipynb #15b0360c
 def _label(
     run: Run, video: ContextMapper | None, store: EpisodeStore, order: np.ndarray, codes: np.ndarray, count: int,
     cfg: FewLabels, seed: int,
@@ -898,7 +895,7 @@ def steps_per_second(
     rollout(run, frames, actions)
     return steps / (time.perf_counter() - begin)
 
-
+# %% ../nbs/05_analysis.ipynb #613c0303
 def judge_play(
     run: Run,
     store: EpisodeStore,
@@ -999,7 +996,7 @@ def judge_one_step(
 def _named(part: str, figures: Mapping[str, float]) -> dict[str, float]:
     return {f"{part}.{name}": value for name, value in figures.items()}
 
-
+# %% ../nbs/05_analysis.ipynb #3192672e
 def judge_alphabet(
     run: Run,
     store: EpisodeStore,
@@ -1131,7 +1128,7 @@ def _written(value: float | None, unit: str) -> str:
     digits = 0 if abs(value) >= 10 and not unit else 3 if not unit else 1
     return f"{100 * value if unit == 'points' else value:.{digits}f} {unit}".strip()
 
-
+# %% ../nbs/05_analysis.ipynb #752c9273
 def results_table(
     figures: Mapping[str, float],  # what `analyse` returned, perhaps read back from JSON
     preset: str = "laptop",  # whose targets
