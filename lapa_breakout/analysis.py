@@ -765,7 +765,6 @@ def _teach(
     data = TransitionDataset(believed, history=mapper.cfg.history)
     data.indices = index
     fit(mapper, context_batches(data, codes, train.batch_size, train.seed), train, name=name)
-    mapper.cpu()
 
 # %% ../nbs/05_analysis.ipynb #ebeacfd9
 def _name_buttons(

@@ -446,7 +446,7 @@ def _number_rows(frames: np.ndarray, number: dict[bytes, int]) -> np.ndarray:  #
     "The number of each row; rows never seen before get the next ones."
     words = frames.view(np.uint64)  # eight pixels at once
     new = np.ones(words.shape[:2], bool)
-    new[1:] = (words[1:] != words[:-1]).any(2)  # the others stand as in the frame before, which is nine rows in ten
+    new[1:] = (words[1:] != words[:-1]).any(2)  # the others, nineteen in twenty, stand as in the frame before
     numbers = np.zeros(new.shape, np.uint32)
     numbers[new] = [number.setdefault(row, len(number)) for row in frames[new].view(f"V{W}").ravel().tolist()]
     latest = np.maximum.accumulate(new * np.arange(len(new))[:, None], 0)  # when each row was last new

@@ -149,7 +149,7 @@ def _train(
 
     def save(history: History) -> None:
         noted = {"identity": identity, "seconds": history.seconds, "final": history.rows[-1]}
-        model.cpu().save(path, **noted)  # type: ignore[operator]
+        model.save(path, **noted)  # type: ignore[operator]
 
     fit(model, batches("train", cfg.batch_size), cfg, checkpoint=path.with_suffix(".resume"), name=kind, identity=identity,
         evaluate=_validate([held_out(step) for step in range(4)]), best=metric, log=paths.results / f"{kind}.jsonl",

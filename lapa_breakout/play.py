@@ -145,7 +145,7 @@ def _check_models(run: Run) -> Run:
 
 # %% ../nbs/06_play.ipynb #824b64dd
 def _frozen(model: torch.nn.Module, *example: torch.Tensor) -> Any:
-    "A copy for one game at a time whose parts call each other without Python: the same pictures in two thirds of the time."
+    "A copy for one game at a time whose parts call each other without Python: the same pictures, sooner."
     same = deepcopy(model).eval()
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # about shapes that are taken as fixed, which they are
         graph = torch.jit.freeze(torch.jit.trace(same, example, check_trace=False))  # type: ignore[no-untyped-call]
