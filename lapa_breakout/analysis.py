@@ -708,7 +708,8 @@ def read_from_moves(
 ) -> np.ndarray:  # (M,) uint8
     "Buttons as a forest of extremely randomised trees reads them (Geurts et al. 2006)."
     forest = ExtraTreesClassifier(300, random_state=seed).fit(sideways(store, labelled), store.actions[labelled])
-    return forest.predict(sideways(store, index))
+    parts = np.array_split(index, max(1, len(index) // 4000))  # their pixels would fill the memory
+    return np.concatenate([forest.predict(sideways(store, part)) for part in parts])
 
 # %% ../nbs/05_analysis.ipynb #371e6cec
 def read_rightly(true: np.ndarray, read: np.ndarray) -> float:  # (M,) buttons each

@@ -124,6 +124,7 @@ class PredictorConfig:
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
     practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
+    scars: float = 0.0  # share of training samples with a damaged history, to be repaired; pays only in long training
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -153,10 +154,11 @@ class ContextConfig:
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
 class TrainConfig:
-    "One run of the training loop; the optimiser is Adam."
+    "One run of the training loop."
     steps: int = 1000  # batches
     batch_size: int = 32  # transitions per batch
-    lr: float = 2e-3  # peak learning rate
+    lr: float = 2e-3  # peak learning rate of Adam
+    muon: float = 0.0  # peak learning rate of Muon, which then trains the convolutions; 0: Adam trains everything
     lr_end: float = 0.0  # learning rate at the last step ("linear")
     schedule: Literal["onecycle", "linear", "constant"] = "onecycle"  # how the rate goes from lr to its end
     grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
@@ -213,12 +215,13 @@ def _smoke() -> Preset:
 def _evening() -> Preset:
     return Preset(
         name="evening",
-        data=DataConfig(transitions=360_000),
+        data=DataConfig(transitions=720_000),
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
+        predictor=PredictorConfig(scars=0.3),
         predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
-        context=ContextConfig(practice=400_000),
-        context_train=TrainConfig(steps=30_000, checkpoint_every=500),
+        context=ContextConfig(practice=800_000),
+        context_train=TrainConfig(steps=25_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 
