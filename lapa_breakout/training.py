@@ -37,9 +37,9 @@ def make_optimizer(
         return torch.optim.Adam(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     from pytorch_optimizer import Muon  # slow, hence here
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-    hidden = {layer.weight for layer in layers[:-1]}
+    hidden = dict.fromkeys(layer.weight for layer in layers[:-1])  # a set that keeps its order
     rest = [weights for weights in model.parameters() if weights not in hidden]
-    convolutions = {"params": [layer.weight for layer in layers[:-1]], "lr": cfg.muon, "use_muon": True}
+    convolutions = {"params": list(hidden), "lr": cfg.muon, "use_muon": True}
     others = {"params": rest, "lr": cfg.lr, "betas": (0.9, 0.999), "eps": 1e-8, "use_muon": False}
     return Muon([part | {"weight_decay": cfg.weight_decay} for part in (convolutions, others)])
 
