@@ -27,6 +27,13 @@ from .core import LapaError, TrainConfig, default_device, fingerprint, write_byt
 # %% ../nbs/10_training.ipynb #97abd19c
 _all_ = ["TrainConfig"]  # lives in core, belongs here as well
 
+# %% ../nbs/10_training.ipynb #3d82a91a
+def _equal_lengths(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
+    "What Muon does with its gradients, in float32; the package takes half precision, which many processors have no units for"
+    from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_gram_newton_schulz as evened  # slow, hence here
+    how = dict(num_steps=group["ns_steps"], weights=group["ns_coeffs"], dtype=torch.float32)
+    return [evened(update.flatten(1), **how) for update in updates]
+
 # %% ../nbs/10_training.ipynb #4f69cad0
 def make_optimizer(
     model: nn.Module,
@@ -41,7 +48,9 @@ def make_optimizer(
     rest = [weights for weights in model.parameters() if weights not in hidden]
     convolutions = {"params": list(hidden), "lr": cfg.muon, "use_muon": True}
     others = {"params": rest, "lr": cfg.lr, "betas": (0.9, 0.999), "eps": 1e-8, "use_muon": False}
-    return Muon([part | {"weight_decay": cfg.weight_decay} for part in (convolutions, others)])
+    optimizer = Muon([part | {"weight_decay": cfg.weight_decay} for part in (convolutions, others)])
+    optimizer._orthogonalize = _equal_lengths  # type: ignore[method-assign]
+    return optimizer
 
 
 # %% ../nbs/10_training.ipynb #66d16ebd
