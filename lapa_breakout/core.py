@@ -197,7 +197,7 @@ class Preset:
 
 # %% ../nbs/00_core.ipynb #dae1ecb6
 def _smoke() -> Preset:
-    few = TrainConfig(steps=30, batch_size=16, checkpoint_every=10, log_every=5, eval_every=15)
+    few = TrainConfig(steps=30, batch_size=16, lr=1e-3, muon=0.02, checkpoint_every=10, log_every=5, eval_every=15)
     return Preset(
         name="smoke",
         data=DataConfig(transitions=600, max_steps=50),
@@ -206,7 +206,7 @@ def _smoke() -> Preset:
         predictor=PredictorConfig(own_from=10, practice=200),
         context=ContextConfig(practice=200),
         predictor_train=few,
-        mlp_train=replace(few, batch_size=64, lr=1e-3),
+        mlp_train=replace(few, batch_size=64, muon=0.0),
         context_train=few,
         eval=EvalConfig(frames=60, starts=8, horizon=4, long_starts=3, long_steps=30),
     )
