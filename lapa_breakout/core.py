@@ -99,8 +99,9 @@ class LAMConfig:
     heads: int = 4  # of the decoder's cross-attention
     commitment: float = 0.25  # weight of the pull of latents towards their code
     entropy: float = 0.02  # weight of the reward for using the whole codebook
-    warmup: int = 700  # training steps before anything is quantised
-    reset_every: int = 50  # training steps between replacements of unused codes
+    warmup: int = 750  # training steps before anything is quantised
+    reset_every: int = 50  # training steps between replacements of codes
+    reset_below: float = 0.0  # replaced are codes used less than this share of the average; 0: unused ones
     reset_stop: int = 1400  # no replacement after this training step, so that codes can settle
     refine: int = 1  # the decoder's residual 3x3 blocks where a cell is 4x4 pixels; 0 is part2 to the letter
     levels: int = len(GREY_LEVELS)  # greys among which a pixel chooses; 1: its brightness by squared error, as in part2
@@ -185,14 +186,14 @@ class Preset:
     "Everything that decides what a run does, apart from its seed."
     name: str = "laptop"  # also the name of its folder in data/pretrained
     data: DataConfig = DataConfig()  # recordings
-    lam: LAMConfig = LAMConfig()  # Part 2
-    lam_train: TrainConfig = TrainConfig(steps=2000)
+    lam: LAMConfig = LAMConfig(reset_below=0.15)  # Part 2
+    lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
     predictor: PredictorConfig = PredictorConfig()  # Part 3
-    predictor_train: TrainConfig = TrainConfig(steps=1400)
+    predictor_train: TrainConfig = TrainConfig(steps=1400, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
     context: ContextConfig = ContextConfig()  # Part 4, action and frames
-    context_train: TrainConfig = TrainConfig(steps=3600)
+    context_train: TrainConfig = TrainConfig(steps=3600, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6

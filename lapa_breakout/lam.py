@@ -119,7 +119,7 @@ class VectorQuantizer(nn.Module):
         loss = F.mse_loss(nearest, flat.detach()) + self.cfg.commitment * F.mse_loss(flat, nearest.detach())
         loss = loss + self.cfg.entropy * self.missing_entropy(distance)
         if self.training:
-            self._replace_unused(flat.detach(), codes)
+            self._replace_rare(flat.detach(), codes)
         through = flat + (nearest - flat).detach()
         shape = dict(b=z.shape[0], row=z.shape[2])
         return Quantised(
@@ -148,11 +148,12 @@ class VectorQuantizer(nn.Module):
             self.codebook.data.copy_(flat[torch.randint(len(flat), (self.cfg.codebook_size,), device=flat.device)])
         return bool(self.step <= self.cfg.warmup)
 
-    def _replace_unused(self, flat: Tensor, codes: Tensor) -> None:
+    def _replace_rare(self, flat: Tensor, codes: Tensor) -> None:
         self.used += torch.bincount(codes, minlength=self.cfg.codebook_size)
         since = int(self.step) - self.cfg.warmup
         if since % self.cfg.reset_every == 0:
-            if self.step <= self.cfg.reset_stop and (dead := self.used == 0).any():
+            dead = self.used <= self.cfg.reset_below * self.used.mean()
+            if self.step <= self.cfg.reset_stop and dead.any():
                 self.codebook.data[dead] = flat[torch.randint(len(flat), (int(dead.sum()),), device=flat.device)]
             self.used.zero_()
 
