@@ -156,8 +156,14 @@ class VectorQuantizer(nn.Module):
     def _still_warming_up(self, flat: Tensor) -> bool:
         self.step += 1
         if self.step == self.cfg.warmup + 1:  # the codebook starts as latents that exist
-            self.codebook.data.copy_(flat[torch.randint(len(flat), (self.cfg.codebook_size,), device=flat.device)])
+            self.codebook.data.copy_(self._some(flat, self.cfg.codebook_size))
         return bool(self.step <= self.cfg.warmup)
+
+    @staticmethod
+    def _some(flat: Tensor, count: int) -> Tensor:
+        "Latents by lot; those of quiet cells are alike, and count once"
+        distinct = flat.unique(dim=0)
+        return distinct[torch.randint(len(distinct), (count,), device=flat.device)]
 
     def _replace_rare(self, flat: Tensor, codes: Tensor) -> None:
         self.used += torch.bincount(codes, minlength=self.cfg.codebook_size)
@@ -165,7 +171,7 @@ class VectorQuantizer(nn.Module):
         if since % self.cfg.reset_every == 0:
             dead = self.used <= self.cfg.reset_below * self.used.mean()
             if self.step <= self.cfg.reset_stop and dead.any():
-                self.codebook.data[dead] = flat[torch.randint(len(flat), (int(dead.sum()),), device=flat.device)]
+                self.codebook.data[dead] = self._some(flat, int(dead.sum()))
             self.used.zero_()
 
 # %% ../nbs/02_lam.ipynb #b9725112
