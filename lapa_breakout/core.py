@@ -100,8 +100,7 @@ class LAMConfig:
     commitment: float = 0.25  # weight of the pull of latents towards their code
     entropy: float = 0.02  # weight of the reward for using the whole codebook
     warmup: int = 750  # training steps before anything is quantised
-    reset_every: int = 50  # training steps between replacements of codes
-    reset_below: float = 0.0  # replaced are codes used less than this share of the average; 0: unused ones
+    reset_every: int = 50  # training steps between replacements of unused codes
     reset_stop: int = 1300  # no replacement after this training step, so that codes can settle
     quiet: bool = False  # a cell that sees no change says what its place always says then
     refine: int = 1  # the decoder's residual 3x3 blocks where a cell is 4x4 pixels; 0 is part2 to the letter
@@ -187,7 +186,7 @@ class Preset:
     "Everything that decides what a run does, apart from its seed."
     name: str = "laptop"  # also the name of its folder in data/pretrained
     data: DataConfig = DataConfig()  # recordings
-    lam: LAMConfig = LAMConfig(reset_below=0.1, quiet=True)  # Part 2
+    lam: LAMConfig = LAMConfig(quiet=True)  # Part 2
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
     predictor: PredictorConfig = PredictorConfig()  # Part 3
     predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
@@ -203,7 +202,7 @@ def _smoke() -> Preset:
     return Preset(
         name="smoke",
         data=DataConfig(transitions=600, max_steps=50),
-        lam=LAMConfig(warmup=10, reset_every=5, reset_below=0.1, reset_stop=20, quiet=True),
+        lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True),
         lam_train=few,
         predictor=PredictorConfig(own_from=10, practice=200),
         context=ContextConfig(practice=200),

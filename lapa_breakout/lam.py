@@ -130,7 +130,7 @@ class VectorQuantizer(nn.Module):
         loss = F.mse_loss(nearest, flat.detach()) + self.cfg.commitment * F.mse_loss(flat, nearest.detach())
         loss = loss + self.cfg.entropy * self.missing_entropy(distance)
         if self.training:
-            self._replace_rare(flat.detach(), codes)
+            self._replace_unused(flat.detach(), codes)
         through = flat + (nearest - flat).detach()
         shape = dict(b=z.shape[0], row=z.shape[2])
         return Quantised(
@@ -165,12 +165,11 @@ class VectorQuantizer(nn.Module):
         distinct = flat.unique(dim=0)
         return distinct[torch.randint(len(distinct), (count,), device=flat.device)]
 
-    def _replace_rare(self, flat: Tensor, codes: Tensor) -> None:
+    def _replace_unused(self, flat: Tensor, codes: Tensor) -> None:
         self.used += torch.bincount(codes, minlength=self.cfg.codebook_size)
         since = int(self.step) - self.cfg.warmup
         if since % self.cfg.reset_every == 0:
-            dead = self.used <= self.cfg.reset_below * self.used.mean()
-            if self.step <= self.cfg.reset_stop and dead.any():
+            if self.step <= self.cfg.reset_stop and (dead := self.used == 0).any():
                 self.codebook.data[dead] = self._some(flat, int(dead.sum()))
             self.used.zero_()
 
