@@ -161,9 +161,10 @@ class VectorQuantizer(nn.Module):
 
     @staticmethod
     def _some(flat: Tensor, count: int) -> Tensor:
-        "Latents by lot; those of quiet cells are alike, and count once"
+        "Latents by lot, none twice before each has come once; those of quiet cells are alike, and are one"
         distinct = flat.unique(dim=0)
-        return distinct[torch.randint(len(distinct), (count,), device=flat.device)]
+        order = torch.randperm(len(distinct), device=flat.device)
+        return distinct[order.repeat(-(-count // len(order)))[:count]]
 
     def _replace_unused(self, flat: Tensor, codes: Tensor) -> None:
         self.used += torch.bincount(codes, minlength=self.cfg.codebook_size)
