@@ -751,7 +751,7 @@ class FewLabels:
     label_steps: int = 600  # of each training with labels
     rounds: int = 3  # of reading buttons, within `label_steps`
     pool: int = 4000  # transitions whose buttons are read; with more labels than that, none are
-    train: TrainConfig = TrainConfig(lr=1e-3, muon=0.02, log_every=100)  # everything but steps and seed
+    train: TrainConfig = TrainConfig(log_every=100)  # everything but steps and seed
     frames: int = 1000  # test transitions whose codes are judged
     starts: int = 150  # test starts from which buttons are held
 
