@@ -1,4 +1,4 @@
-"""Training outlives a kill at any moment, a full disk costs one line, and what trackers were told can be read back."""
+"""Training outlives a kill at any moment and a full disk, what trackers were told can be read back, and `paper` trains."""
 
 import errno
 import json
@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from lapa_breakout.core import LapaError, TrainConfig, load_artifact
-from lapa_breakout.lam import LAMConfig
+from lapa_breakout.core import LapaError, TrainConfig, get_preset, load_artifact
+from lapa_breakout.lam import LAMConfig, LatentActionModel
 from lapa_breakout.training import fit
 
 ROOT = Path(__file__).parents[1]
@@ -282,3 +282,21 @@ def test_wandb_offline_holds_each_row_and_asks_nobody(tmp_path, monkeypatch):
     assert [list(life) for life in lives] == [[2, 4, 6, 8, 10, 12], [12, 14, 16, 18, 20]]
     assert len({file.name for file in files}) == 1  # both under the name of one run
     assert (lives[0] | lives[1]) == {row["step"]: row["loss"] for row in rows}
+
+
+def test_paper_is_the_specification_and_takes_steps():
+    paper = get_preset("paper")
+    model = LatentActionModel(paper.lam)
+    widths = (2, 64, 128, 256, 512)  # two frames come in
+    kernels = [weights for weights in model.pair_encoder.parameters() if weights.dim() == 4]
+    assert [tuple(weights.shape) for weights in kernels] == [(o, i, 4, 4) for i, o in zip(widths, widths[1:], strict=False)]
+    assert [tuple(f.shape[1:]) for f in model.pair_encoder(torch.zeros(1, 2, 112, 80))] == [
+        (64, 56, 40), (128, 28, 20), (256, 14, 10), (512, 7, 5)]
+    assert model.quantizer.codebook.shape == (256, 64)
+    assert sum(weights.numel() for weights in model.parameters()) == 12_072_897
+    before = model.pair_encoder.stages[0][0].weight.detach().clone()
+    frames = torch.randint(256, (2, 4, 1, 105, 80), dtype=torch.uint8)
+    fit(model, lambda step: (frames[0], frames[1]), TrainConfig(steps=2, batch_size=4, lr=paper.lam_train.lr), name="paper")
+    after = model.pair_encoder.stages[0][0].weight
+    assert after.isfinite().all() and not torch.equal(before, after)
+    assert model.encode(*torch.rand(2, 3, 1, 105, 80)).shape == (3, 35)
