@@ -40,8 +40,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import (
-    ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, read_json, set_seed, to_float,
-    to_uint8, unflatten_codes, write_json)
+    ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, read_json, set_seed, step_generator,
+    to_float, to_uint8, unflatten_codes, write_json)
 from .data import (
     EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
@@ -719,24 +719,12 @@ def read_rightly(true: np.ndarray, read: np.ndarray) -> float:  # (M,) buttons e
 # %% ../nbs/05_analysis.ipynb #e733aa3a
 def read_buttons(
     mapper: ContextMapper,
-    store: EpisodeStore,
-    index: np.ndarray,  # (M,) frame numbers
-    codes: np.ndarray,  # (F, 35)
+    history: Tensor,  # (M, T, 105, 80) float32 in [0, 1]
+    codes: Tensor,  # (M, 35) int64
     prior: Tensor,  # (A,) how often each button is pressed
-) -> np.ndarray:  # (M,) uint8
+) -> Tensor:  # (M,) int64
     "The likeliest buttons given what happened, by a mapper that knows only the other direction."
-    data = TransitionDataset(store, history=mapper.cfg.history)
-    batch = data.batch(np.searchsorted(data.indices, index))
-
-    def evidence(history: Tensor, happened: Tensor) -> Tensor:  # (B, T, 105, 80), (B, 35) → (B, A)
-        def chance(action: int) -> Tensor:  # (B,) log p(codes | history, action)
-            logits = mapper.logits(history, torch.full((len(history),), action))
-            return logits.log_softmax(-1).gather(2, happened[..., None]).sum((1, 2))
-
-        return torch.stack([chance(action) for action in range(len(prior))], 1)
-
-    found = in_batches(evidence, batch.history, torch.from_numpy(codes[index].astype(np.int64)))
-    return (found + prior.log()).argmax(1).numpy().astype(np.uint8)
+    return (mapper.weigh(history, codes) + prior.log()).argmax(1)
 
 # %% ../nbs/05_analysis.ipynb #f6e7f363
 @dataclass(frozen=True)
@@ -749,22 +737,29 @@ class FewLabels:
     transitions: int = 100_000  # at most so many to learn from, nearly all of them without label
     video_steps: int = 1000  # of training without any label, once for each seed
     label_steps: int = 600  # of each training with labels
-    rounds: int = 3  # of reading buttons, within `label_steps`
-    pool: int = 4000  # transitions whose buttons are read; with more labels than that, none are
+    guessed: float = 0.25  # of these, the share that is taught by the trees' guesses
+    told: int = 2  # labelled transitions in each batch, where the buttons of the others are read
+    pool: int = 4000  # transitions of which the trees guess; with more labels than that, no button is read
     train: TrainConfig = TrainConfig(log_every=100)  # everything but steps and seed
     frames: int = 1000  # test transitions whose codes are judged
     starts: int = 150  # test starts from which buttons are held
 
 # %% ../nbs/05_analysis.ipynb #e5b4925d
+def _believe(mapper: ContextMapper, store: EpisodeStore, index: np.ndarray, actions: np.ndarray) -> TransitionDataset:
+    "Transitions `index`, of which `actions[index]` are believed."
+    believed = copy(store)
+    believed.actions = actions
+    data = TransitionDataset(believed, history=mapper.cfg.history)
+    data.indices = index
+    return data
+
+
 def _teach(
     mapper: ContextMapper, store: EpisodeStore, index: np.ndarray, actions: np.ndarray, codes: np.ndarray,
     train: TrainConfig, name: str,
 ) -> None:
     "Train on transitions `index` of which `actions[index]` are believed."
-    believed = copy(store)
-    believed.actions = actions
-    data = TransitionDataset(believed, history=mapper.cfg.history)
-    data.indices = index
+    data = _believe(mapper, store, index, actions)
     fit(mapper, context_batches(data, codes, train.batch_size, train.seed), train, name=name)
 
 # %% ../nbs/05_analysis.ipynb #ebeacfd9
@@ -773,17 +768,25 @@ def _name_buttons(
     cfg: FewLabels, seed: int,
 ) -> float:
     "Teach a mapper that knows what can happen what the buttons are called; gives the share that it read rightly at the end."
-    pool, actions = np.sort(others[: cfg.pool]), store.actions.copy()
-    count = np.bincount(store.actions[labelled], minlength=len(ACTIONS)) + 1.0
-    prior = torch.from_numpy(count / count.sum()).float()
-    train = replace(cfg.train, steps=cfg.label_steps // cfg.rounds)
-    actions[pool] = read_from_moves(store, labelled, pool, seed)
-    for part in range(cfg.rounds):
-        if part:
-            actions[pool] = read_buttons(mapper, store, pool, codes, prior)
-        both = np.concatenate([pool, np.resize(labelled, max(len(labelled), len(pool) // 4))])
-        _teach(mapper, store, both, actions, codes, replace(train, seed=1000 * seed + part), f"round {part + 1}")
-    return read_rightly(store.actions[pool], actions[pool])
+    pool, count = others[: cfg.pool], np.bincount(store.actions[labelled], minlength=len(ACTIONS)) + 1.0
+    believed = np.zeros_like(store.actions)  # of the rest nothing is known
+    believed[labelled], believed[pool] = store.actions[labelled], read_from_moves(store, labelled, pool, seed)
+    data = _believe(mapper, store, np.concatenate([labelled, others]), believed)
+    read = partial(read_buttons, mapper, prior=torch.from_numpy(count / count.sum()).float())
+
+    def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        generator, guess = step_generator(seed, step), step < cfg.guessed * cfg.label_steps
+        told = torch.randint(len(labelled), (cfg.told,), generator=generator)
+        rest = torch.randint(len(pool if guess else others), (cfg.train.batch_size - cfg.told,), generator=generator)
+        batch = data.batch(torch.cat([told, len(labelled) + rest]))
+        happened = torch.from_numpy(codes[batch.index]).long()
+        if not guess:
+            batch.action[cfg.told :] = read(to_float(batch.history[cfg.told :]), happened[cfg.told :])
+        return batch.history, batch.action, batch.past, happened
+
+    fit(mapper, next_batch, replace(cfg.train, steps=cfg.label_steps, seed=seed), name=f"{len(labelled)} labels")
+    batch = data.batch(len(labelled) + np.arange(len(pool)))
+    return read_rightly(store.actions[pool], in_batches(read, batch.history, torch.from_numpy(codes[pool]).long()).numpy())
 
 # %% ../nbs/05_analysis.ipynb #73a3299a
 def judge_untold(

@@ -211,7 +211,10 @@ class ContextMapper(SavedModel):
 
     def forward(self, history: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, T, 105, 80), (B,), (B, T) -> (B, 256, 7, 5)
         "Logits of each cell's code"
-        seen = self.look(history)[-1]  # (B, c, 7, 5)
+        return self.name(self.look(history)[-1], action, past)
+
+    def name(self, seen: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, c, 7, 5), (B,), (B, T) -> (B, 256, 7, 5)
+        "The same from what was seen"
         place = (self.cfg.actions + 1) * torch.arange(self.cfg.history, device=past.device)
         turned = past.masked_fill(past == ACTIONS.index("FIRE"), ACTIONS.index("NOOP"))
         everywhere = torch.cat([seen.amax((2, 3)), self.action(action), self.past(turned + place).sum(1)], 1)
@@ -241,6 +244,16 @@ class ContextMapper(SavedModel):
         check_actions(past.flatten(), self.cfg.actions + 1)
         grid = settled(self)(history, check_actions(action, self.cfg.actions), past)
         return flatten_codes(grid).transpose(1, 2)
+
+    @torch.no_grad()
+    def weigh(self, history: Tensor, codes: Tensor) -> Tensor:  # (B, T, 105, 80) float32, (B, 35) int64 -> (B, 4)
+        "log p(codes | history, action) of every action; past ones are unknown"
+        training, grid = self.training, unflatten_codes(codes, self.cfg.grid)
+        seen, past = self.eval().look(history)[-1], torch.full(history.shape[:2], self.cfg.actions, device=history.device)
+        actions = torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
+        scores = [-F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions]
+        self.train(training)
+        return torch.stack(scores, 1)
 
     def sample(
         self,
