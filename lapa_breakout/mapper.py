@@ -248,6 +248,7 @@ class ContextMapper(SavedModel):
     @torch.no_grad()
     def weigh(self, history: Tensor, codes: Tensor) -> Tensor:  # (B, T, 105, 80) float32, (B, 35) int64 -> (B, 4)
         "log p(codes | history, action) of every action; past ones are unknown"
+        check_frames(history, "history", self.cfg.history)
         training, grid = self.training, unflatten_codes(codes, self.cfg.grid)
         seen, past = self.eval().look(history)[-1], torch.full(history.shape[:2], self.cfg.actions, device=history.device)
         actions = torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
