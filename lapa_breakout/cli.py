@@ -323,7 +323,7 @@ def few_labels(
         Path | None, typer.Option(metavar="FILE", help="JSON of the rows; without it, beside the weights or the results.")
     ] = None,
 ) -> None:
-    "Measure how many labelled transitions a mapper needs; most of an hour at full size."
+    "Measure how many labelled transitions a mapper needs; about an hour at full size."
     from lapa_breakout.analysis import FewLabels, few_labels
     from lapa_breakout.data import split_episodes
     from lapa_breakout.pipeline import identities, read_codes
