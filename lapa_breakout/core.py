@@ -150,7 +150,8 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
-    practice: int = 0  # transitions searched for surprising ones, as the predictor's; pays only in long training
+    practice: int = 100_000  # transitions searched for surprising ones, as the predictor's; 0: none
+    still_display: float = 0.5  # share of training samples all of whose frames show the last one's score and lives
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)

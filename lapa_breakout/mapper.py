@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'write_pairs', 'read_pairs', 'ActionLatentPairDataset', 'get_action_latent_dataloaders', 'pick_codes',
-           'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'ContextMapper', 'context_batches']
+           'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'ContextMapper', 'context_batches']
 
 # %% ../nbs/04_mapper.ipynb #b800c020
 import json
@@ -22,6 +22,7 @@ from lapa_breakout.core import (
     ACTIONS, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
     write_bytes)
 from .lam import Residual, check_frames, mix, settled
+from .metrics import FIELD_TOP
 from .predictor import Eyes
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
@@ -186,6 +187,13 @@ def mlp_batches(
         return pairs.one_hot[index], pairs.codes[index]
     return next_batch
 
+# %% ../nbs/04_mapper.ipynb #461864f7
+def still_display(history: Tensor, share: float) -> Tensor:  # (B, T, 105, 80) -> the same
+    "Let all frames of some samples show the last one's score and lives"
+    above = history[:, :, :FIELD_TOP]
+    still = torch.rand(len(history), 1, 1, 1, device=history.device) < share
+    return torch.cat([torch.where(still, above[:, -1:], above), history[:, :, FIELD_TOP:]], 2)
+
 # %% ../nbs/04_mapper.ipynb #dbe18a94
 class ContextMapper(SavedModel):
     "Recent frames and the action to a distribution over codes at each position"
@@ -230,6 +238,7 @@ class ContextMapper(SavedModel):
         if self.training:
             forget = torch.rand(len(past), 1, device=past.device) < self.cfg.past_dropout
             past = past.masked_fill(forget, self.cfg.actions)
+            history = still_display(history, self.cfg.still_display)
         logits, grid = self(to_float(history), action, past), unflatten_codes(codes.long(), self.cfg.grid)
         return F.cross_entropy(logits, grid), {"accuracy": (logits.max(1).indices == grid).float().mean()}
 
