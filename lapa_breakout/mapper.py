@@ -188,7 +188,10 @@ def mlp_batches(
     return next_batch
 
 # %% ../nbs/04_mapper.ipynb #461864f7
-def still_display(history: Tensor, share: float) -> Tensor:  # (B, T, 105, 80) -> the same
+def still_display(
+    history: Tensor,  # (B, T, 105, 80), oldest first
+    share: float,  # of the samples, 0 to 1
+) -> Tensor:  # (B, T, 105, 80)
     "Let all frames of some samples show the last one's score and lives"
     above = history[:, :, :FIELD_TOP]
     still = torch.rand(len(history), 1, 1, 1, device=history.device) < share
