@@ -974,6 +974,8 @@ def judge_long(
     known = {"looks_right": looks(frames, begin), "looks_right_game": looks(recorded, begin)}
     figures |= {f"long.{name}": float(look.held().float().mean()) for name, look in known.items()}
     figures |= {f"long.{name}": float(part.float().mean()) for name, part in known["looks_right"]._asdict().items()}
+    for name, pictures in {"": frames, "_game": recorded}.items():
+        figures[f"long.with_ball{name}"] = float(locate_ball(pictures.flatten(0, 1)).found.float().mean())
     return figures | {"long.games": len(starts)}
 
 # %% ../nbs/05_analysis.ipynb #f86305ff
@@ -1117,6 +1119,7 @@ GOALS = (
     Goal("play: wrong bricks at step 50", "play.bricks_wrong_step50", "", "play.bricks_wrong_copy_step50", _STEP, 3, 2, True),
     Goal("200 steps of scripted play: games that look like Breakout", "long.looks_right", "%",
          "long.looks_right_game", _REAL, None, 0.9),
+    Goal("200 steps of scripted play: pictures with a ball", "long.with_ball", "%", "long.with_ball_game", _REAL),
     Goal("200 steps of scripted play: FIRE launches a lost ball", "long.relaunched", "%",
          "long.relaunched_game", _REAL, None, 0.9),
     Goal("play: steps per second", "play.steps_per_second", "", goal=60),
