@@ -65,8 +65,10 @@ def surprises(
 ) -> Any:  # a `TransitionDataset` of the surprising ones, or None if there are none
     "Transitions worth practising"
     chosen = np.sort(np.random.default_rng(seed).permutation(len(transitions))[:count])
-    batches = (transitions.batch(part) for part in np.array_split(chosen, -(-len(chosen) // 100)))
-    found = torch.cat([surprising(to_float(batch.history), to_float(batch.next)) for batch in batches]).numpy()
+    found = np.zeros(len(chosen), bool)  # one array: thousands of small tensors would leave no room for the next batch
+    for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // 100)):
+        batch = transitions.batch(chosen[part])
+        found[part] = surprising(to_float(batch.history), to_float(batch.next))
     rare = copy(transitions)
     rare.indices = transitions.indices[chosen[found]]
     return rare if found.any() else None
