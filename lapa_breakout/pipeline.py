@@ -208,12 +208,17 @@ def read_codes(
         raise LapaError(f"codes.npy is damaged: delete {paths.latents} and run `lapa_breakout extract` again") from error
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
-def _practice(paths: Paths, transitions: TransitionDataset, count: int, seed: int) -> TransitionDataset | None:
-    "The surprising ones among `count` transitions; the time that the search takes is noted"
+@lru_cache(maxsize=1)
+def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset:
+    return surprises(splits(store, preset)["train"], count, seed)
+
+
+def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
+    "The surprising ones among `count` transitions to learn from, searched once; the time that it takes is noted"
     if not count:
         return None
-    start = time.perf_counter()
-    found = surprises(transitions, count, seed)
+    store, start = open_store(paths), time.perf_counter()
+    found = _find(store, preset, count, seed)
     note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
     return found
 
@@ -225,7 +230,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     codes = read_codes(paths, identity["codes"])
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
-        practice = _practice(paths, parts[part], preset.predictor.practice if part == "train" else 0, seed)
+        practice = _practice(paths, preset, preset.predictor.practice if part == "train" else 0, seed)
         return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
     skipped, extra = _train(
@@ -253,7 +258,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         "context", paths, identity["context"], replace(preset.context_train, seed=seed),
         lambda: ContextMapper(preset.context).start_from(predictor),
         lambda part, size: context_batches(parts[part], codes, size, seed, _practice(
-            paths, parts[part], preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)
+            paths, preset, preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)
     seconds = mlp["seconds"] + context["seconds"]
     note_time(paths, "train_mapper", seconds)
     alone, seeing = (extra["final"]["val_accuracy"] for extra in (mlp, context))

@@ -77,7 +77,8 @@ def mixed_precision(
     if precision not in ("auto", "float32", "bfloat16"):
         raise LapaError(f"TrainConfig.precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'")
     if precision == "auto":
-        on_cpu = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        has = torch.cpu.get_capabilities()
+        on_cpu = device.type == "cpu" and any(has.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
         return on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     return precision == "bfloat16"
 
