@@ -221,7 +221,7 @@ def _evening() -> Preset:
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         predictor=PredictorConfig(scars=0.3),
-        predictor_train=TrainConfig(steps=6000, checkpoint_every=500),
+        predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(practice=800_000),
         context_train=TrainConfig(steps=25_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
