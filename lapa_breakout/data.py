@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RAM_BYTES', 'SKILLS', 'BreakoutFrames', 'make_env', 'RandomPlayer', 'Spotted', 'spot', 'landing', 'TrackingPlayer',
-           'make_player', 'Episode', 'play_episode', 'DamagedEpisode', 'save_episode', 'load_episode', 'episode_seed',
-           'collect_episodes', 'Film', 'EpisodeStore', 'split_episodes', 'TransitionBatch', 'TransitionDataset',
-           'replay', 'game_states', 'Played', 'play_from']
+           'PatientPlayer', 'make_player', 'Episode', 'play_episode', 'DamagedEpisode', 'save_episode', 'load_episode',
+           'episode_seed', 'collect_episodes', 'Film', 'EpisodeStore', 'split_episodes', 'TransitionBatch',
+           'TransitionDataset', 'replay', 'game_states', 'Played', 'play_from']
 
 # %% ../nbs/01_data.ipynb #f1b1eb0c
 import atexit
@@ -132,7 +132,7 @@ def spot(
 
 # %% ../nbs/01_data.ipynb #5acf986b
 _COAST = 5.5  # columns that a press moves the paddle at once, and again in the step after
-SKILLS = {"random": 1.0, "novice": 0.5, "fair": 0.25, "expert": 0.03}  # share of random presses
+SKILLS = {"random": 1.0, "novice": 0.5, "patient": 0.5, "fair": 0.25, "expert": 0.03}  # share of random presses
 
 
 def landing(
@@ -181,6 +181,24 @@ class TrackingPlayer(RandomPlayer):
         reach = _COAST if steps <= 1 else 2 * _COAST
         return 0 if abs(gap) <= reach / 2 else ACTIONS.index("RIGHT" if gap > 0 else "LEFT")
 
+# %% ../nbs/01_data.ipynb #4281eeea
+class PatientPlayer(TrackingPlayer):
+    "Takes up to 40 steps before each serve, and fiddles with the paddle meanwhile, or does nothing."
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self.rest: int | None = None  # steps until it serves; None: a ball is there
+
+    def _choose(self, seen: Spotted) -> int:
+        if seen.ball is not None:
+            self.rest = None
+        elif self.rest is None:
+            self.rest = int(self.random.integers(40))
+        if not self.rest:
+            return super()._choose(seen)
+        self.rest, self.before = self.rest - 1, None
+        return int(self.random.choice([ACTIONS.index(name) for name in ("NOOP", "NOOP", "RIGHT", "LEFT")]))
+
 # %% ../nbs/01_data.ipynb #b6a5c9ca
 def make_player(
     name: str,  # one of `SKILLS`
@@ -189,7 +207,8 @@ def make_player(
     "The player of that name."
     if name not in SKILLS:
         raise LapaError(f"there is no player {name!r}: choose from {', '.join(SKILLS)}")
-    return RandomPlayer(name, seed) if name == "random" else TrackingPlayer(name, seed)
+    kinds = {"random": RandomPlayer, "patient": PatientPlayer}
+    return kinds.get(name, TrackingPlayer)(name, seed)
 
 # %% ../nbs/01_data.ipynb #53630b1f
 @dataclass(frozen=True, eq=False)

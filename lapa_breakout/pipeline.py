@@ -209,7 +209,7 @@ def read_codes(
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
 @lru_cache(maxsize=1)
-def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset:
+def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
     return surprises(splits(store, preset)["train"], count, seed)
 
 
