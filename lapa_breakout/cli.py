@@ -375,7 +375,7 @@ def play(
     pretrained: _Pretrained = False,
     player: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Who plays: random, novice, fair or expert; without it, as recorded."),
+        typer.Option(metavar="NAME", help="Who plays: random, novice, patient, fair or expert; without it, as recorded."),
     ] = None,
     start: Annotated[
         int | None,

@@ -183,7 +183,7 @@ class TrackingPlayer(RandomPlayer):
 
 # %% ../nbs/01_data.ipynb #4281eeea
 class PatientPlayer(TrackingPlayer):
-    "Takes up to 40 steps before each serve, and fiddles with the paddle meanwhile, or does nothing."
+    "Lets up to 39 steps pass before it thinks of serving; it moves the paddle meanwhile, or does nothing."
 
     def reset(self, seed: int) -> None:
         super().reset(seed)
