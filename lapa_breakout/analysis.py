@@ -76,7 +76,7 @@ class Material(NamedTuple):
     history: Tensor  # (M, T, 105, 80) uint8, oldest first: the last one is the current frame
     next: Tensor  # (M, 105, 80) uint8
     actions: Tensor  # (M,) int64
-    past: Tensor  # (M, T) int64: the action that led to each frame of the history
+    past: Tensor  # (M, 16) int64: the actions before, newest last
     codes: Tensor  # (M, 35) int64
     before: Tensor  # (M, 35) int64: codes of the transition before
     index: np.ndarray  # type: ignore[assignment] # (M,) number of the current frame in the store
@@ -721,10 +721,11 @@ def read_buttons(
     mapper: ContextMapper,
     history: Tensor,  # (M, T, 105, 80) float32 in [0, 1]
     codes: Tensor,  # (M, 35) int64
+    next_frame: Tensor,  # (M, 1, 105, 80) float32 in [0, 1]
     prior: Tensor,  # (A,) how often each button is pressed
 ) -> Tensor:  # (M,) int64
     "The likeliest buttons given what happened, by a mapper that knows only the other direction."
-    return (mapper.weigh(history, codes) + prior.log()).argmax(1)
+    return (mapper.weigh(history, codes, next_frame) + prior.log()).argmax(1)
 
 # %% ../nbs/05_analysis.ipynb #f6e7f363
 @dataclass(frozen=True)
@@ -774,19 +775,21 @@ def _name_buttons(
     data = _believe(mapper, store, np.concatenate([labelled, others]), believed)
     read = partial(read_buttons, mapper, prior=torch.from_numpy(count / count.sum()).float())
 
-    def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         generator, guess = step_generator(seed, step), step < cfg.guessed * cfg.label_steps
         told = torch.randint(len(labelled), (cfg.told,), generator=generator)
         rest = torch.randint(len(pool if guess else others), (cfg.train.batch_size - cfg.told,), generator=generator)
         batch = data.batch(torch.cat([told, len(labelled) + rest]))
         happened = torch.from_numpy(codes[batch.index]).long()
         if not guess:
-            batch.action[cfg.told :] = read(to_float(batch.history[cfg.told :]), happened[cfg.told :])
-        return batch.history, batch.action, batch.past, happened
+            seen, came = (to_float(part[cfg.told :]) for part in (batch.history, batch.next))
+            batch.action[cfg.told :] = read(seen, happened[cfg.told :], came)
+        return batch.history, batch.action, batch.past, happened, batch.next
 
     fit(mapper, next_batch, replace(cfg.train, steps=cfg.label_steps, seed=seed), name=f"{len(labelled)} labels")
     batch = data.batch(len(labelled) + np.arange(len(pool)))
-    return read_rightly(store.actions[pool], in_batches(read, batch.history, torch.from_numpy(codes[pool]).long()).numpy())
+    given = in_batches(read, batch.history, torch.from_numpy(codes[pool]).long(), batch.next)
+    return read_rightly(store.actions[pool], given.numpy())
 
 # %% ../nbs/05_analysis.ipynb #73a3299a
 def judge_untold(
@@ -822,7 +825,7 @@ def _study_file(file: Path, run: Run, store: EpisodeStore, cfg: FewLabels) -> di
 # %% ../nbs/05_analysis.ipynb #e6195a0b
 def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, cfg: FewLabels, seed: int) -> ContextMapper:
     "A mapper that knows what can happen, and has been told buttons by lot."
-    mapper = ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0)).start_from(run.predictor)
+    mapper = ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, eyes_share=1.0)).start_from(run.predictor)
     actions = np.random.default_rng(seed).integers(len(ACTIONS), size=len(store.actions)).astype(np.uint8)
     _teach(mapper, store, index, actions, codes, replace(cfg.train, steps=cfg.video_steps, seed=seed), "video")
     return mapper
@@ -833,7 +836,7 @@ def _label(
     cfg: FewLabels, seed: int,
 ) -> tuple[ContextMapper, float | None]:
     "A mapper that has seen the first `count` labels, and how well it read the others if it did."
-    mapper = deepcopy(video) or ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0))
+    mapper = deepcopy(video) or ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, eyes_share=1.0))
     if video and count < cfg.pool and count < len(order):
         return mapper, _name_buttons(mapper, store, order[:count], order[count:], codes, cfg, seed)
     train = replace(cfg.train, steps=cfg.label_steps, seed=seed)

@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .core import ACTIONS, UNKNOWN_ACTION, H, W, DataConfig, LapaError, write_bytes
+from .core import ACTIONS, MEMORY, UNKNOWN_ACTION, H, W, DataConfig, LapaError, write_bytes
 
 # %% ../nbs/01_data.ipynb #79ff123a
 RAM_BYTES = (99, 101, 72)  # ball x, ball y, paddle x: where the game itself keeps them
@@ -627,7 +627,7 @@ class TransitionBatch(NamedTuple):
     history: Tensor  # (B, T, 105, 80) uint8, oldest first: the last one is the current frame
     next: Tensor  # (B, horizon, 105, 80) uint8
     actions: Tensor  # (B, horizon) int64
-    past: Tensor  # (B, T) int64: the action that led to each frame of the history, `UNKNOWN_ACTION` where none did
+    past: Tensor  # (B, 16) int64: the actions before, newest last; `UNKNOWN_ACTION` before an episode began
     index: Tensor  # type: ignore[assignment] # (B,) int64: number of the current frame in the store
 
     @property
@@ -672,7 +672,7 @@ class TransitionDataset(Dataset):
         ahead = self.horizon if horizon is None else horizon
         if (self.store.left[index] < ahead).any():
             raise IndexError(f"{ahead} steps ahead go past an episode's end: make the data set with horizon={ahead}")
-        recent, past = self.store.recent(index, self.history)
+        recent, past = self.store.recent(index, self.history)[0], self.store.recent(index, MEMORY)[1]
         future = index[:, None] + np.arange(1, ahead + 1)  # (B, horizon)
         frames = torch.from_numpy(self.store.frames[np.concatenate([recent, future], 1)])
         actions = torch.from_numpy(self.store.actions[future - 1].astype(np.int64))

@@ -40,12 +40,13 @@ class PlayStep(nn.Module):
         self,
         history: Tensor,  # (B, T, 105, 80) uint8, oldest first
         action: Tensor,  # (B,) int32
-        past: Tensor,  # (B, T) int32: the action that led to each of these frames, `UNKNOWN_ACTION` where nobody knows
+        past: Tensor,  # (B, M) int32: the actions before, the last one led to the last frame; `UNKNOWN_ACTION` where nobody knows
         noise: Tensor,  # (B, 256, 7, 5) float32: temperature times Gumbel noise; zeros take the likeliest codes
+        chance: Tensor | None = None,  # (B, places) float32: the same, for the place that the mapper decides first
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Next frame (B, 105, 80) uint8, its codes (B, 7, 5), and the logits of both."
         seen = history.float() / 255
-        code_logits = self.mapper(seen, action.long(), past.long())
+        code_logits = self.mapper(seen, action.long(), past.long(), chance)
         codes = (code_logits + noise).argmax(1)
         level_logits = self.predictor(seen, codes)
         frame = self.predictor.greys.draw(level_logits)[:, 0]
@@ -54,10 +55,11 @@ class PlayStep(nn.Module):
 # %% ../nbs/08_export.ipynb #8d8d1605
 def quiet_inputs(run: Run) -> dict[str, Tensor]:
     "Inputs of the right shape: black frames, NOOP, nothing known, temperature 0."
-    length, cfg = run.predictor.cfg.history, run.context_mapper.cfg
+    length, cfg, places = run.predictor.cfg.history, run.context_mapper.cfg, run.context_mapper.places
     return {
         "history": torch.zeros(1, length, H, W, dtype=torch.uint8), "action": torch.zeros(1, dtype=torch.int32),
-        "past": torch.full((1, length), UNKNOWN_ACTION, dtype=torch.int32), "noise": torch.zeros(1, cfg.codebook_size, *cfg.grid)}
+        "past": torch.full((1, cfg.memory), UNKNOWN_ACTION, dtype=torch.int32),
+        "noise": torch.zeros(1, cfg.codebook_size, *cfg.grid)} | ({"chance": torch.zeros(1, places)} if places else {})
 
 # %% ../nbs/08_export.ipynb #3fcedc7b
 @torch.no_grad()
@@ -149,7 +151,7 @@ class Moment(NamedTuple):
 
     name: str  # for a list to choose from
     start: int  # number of the last frame that is given
-    past: list[int]  # the action that led to each given frame
+    past: list[int]  # the actions before, the last one led to the last given frame
     actions: list[int]  # what was pressed then
 
 # %% ../nbs/08_export.ipynb #174c2afb
@@ -157,6 +159,7 @@ def pick_moments(
     store: EpisodeStore,
     episodes: Sequence[int] | np.ndarray,  # numbers of the episodes to choose from
     length: int,  # how many frames are given
+    memory: int,  # how many actions before
     steps: int = 90,  # how many must follow
     each: int = 2,  # moments of an episode
     seed: int = 0,
@@ -168,9 +171,9 @@ def pick_moments(
         frames = np.arange(first, first + len(store[episode].frames))
         ball = locate_ball(to_float(store.frames[frames])).found.numpy()
         flying = np.convolve(ball, np.ones(length), "full")[: len(frames)] == length  # in this frame and those before
-        possible = frames[flying & (store.left[frames] >= steps) & (frames > first + length)]
+        possible = frames[flying & (store.left[frames] >= steps) & (frames > first + max(length, memory))]
         for start in random.permutation(possible)[:each].tolist():
-            past = store.actions[start - length : start].tolist()
+            past = store.actions[start - memory : start].tolist()
             name = f"{store.episodes[episode]['policy']}, episode {number + 1}, frame {start - first}"
             moments.append(Moment(name, start, past, store.actions[start : start + steps].tolist()))
     if not moments:
@@ -191,14 +194,14 @@ def export_game(
     "Write game.onnx, moments.bin and game.json."
     run, store, folder = load_pretrained(preset), EpisodeStore(Paths().sample), Path(folder)
     length, cfg = run.predictor.cfg.history, run.context_mapper.cfg
-    moments = pick_moments(store, split_episodes(store, run.preset.data.fractions)["test"], length, steps)
+    moments = pick_moments(store, split_episodes(store, run.preset.data.fractions)["test"], length, cfg.memory, steps)
     films = np.stack([store.frames[np.arange(m.start - length + 1, m.start + steps + 1)] for m in moments])
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(run, folder / "game.onnx")
     write_bytes(folder / "moments.bin", zlib.compress(films.tobytes(), 9))
     about = {
         "preset": preset, "actions": ACTIONS, "rows": H, "cols": W, "history": length, "steps": steps,
-        "codes": cfg.codebook_size, "grid": cfg.grid, "levels": GREY_LEVELS,
+        "codes": cfg.codebook_size, "grid": cfg.grid, "places": run.context_mapper.places, "levels": GREY_LEVELS,
         "colours": in_colour(np.array([GREY_LEVELS], np.uint8))[0].tolist(),
         "moments": [{"name": m.name, "past": m.past, "actions": m.actions, "ball": _balls(film[length - 1 :])}
                     for m, film in zip(moments, films, strict=True)]}

@@ -30,7 +30,7 @@ from ipywidgets import Image as Picture
 from PIL import Image, ImageDraw, ImageFont
 from traitlets import Bool, Bytes, Dict, Float, Int, List, Unicode
 
-from .core import ACTIONS, GREY_LEVELS, GRID, UNKNOWN_ACTION, H, W, LapaError, Paths
+from .core import ACTIONS, GREY_LEVELS, GRID, MEMORY, UNKNOWN_ACTION, H, W, LapaError, Paths
 from .core import to_float, to_uint8, unflatten_codes, write_bytes
 from .data import EpisodeStore, RandomPlayer, game_states, make_env
 from .metrics import bricks_standing
@@ -86,7 +86,7 @@ class Start(NamedTuple):
     "What a game starts from."
 
     frames: np.ndarray  # (T, 105, 80) uint8, oldest first
-    past: np.ndarray  # (T,) int64: the action that led to each of them
+    past: np.ndarray  # (16,) int64: the actions before, the last one led to the last frame
     number: int  # of the last frame in the recording; -1: from elsewhere
 
 # %% ../nbs/06_play.ipynb #52c38031
@@ -98,8 +98,8 @@ def find_start(
     "Those frames; a `PlayError` if there are none such."
     if isinstance(start, int | np.integer):
         frames = history_at(store, int(start), length)
-        return Start(frames, store.recent(np.array([start]), length)[1][0], int(start))
-    return Start(check_history(start, length), np.full(length, UNKNOWN_ACTION), -1)
+        return Start(frames, store.recent(np.array([start]), MEMORY)[1][0], int(start))
+    return Start(check_history(start, length), np.full(MEMORY, UNKNOWN_ACTION), -1)
 
 # %% ../nbs/06_play.ipynb #2f0acadd
 BRICK_POINTS = (7, 7, 4, 4, 1, 1)  # of each row of bricks, top to bottom
@@ -160,7 +160,7 @@ class Dream:
         self.length, self.device = _check_models(run).predictor.cfg.history, next(run.predictor.parameters()).device
         nothing = partial(torch.zeros, dtype=torch.long, device=self.device)
         black = nothing(1, self.length, H, W).float()
-        self.mapper = _frozen(run.context_mapper, black, nothing(1), nothing(1, self.length))
+        self.mapper = _frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), nothing(1, run.context_mapper.places).float())
         self.predictor = _frozen(run.predictor, black, nothing(1, *run.predictor.cfg.grid))
         self.seen: np.ndarray | None = None  # (T, 105, 80) uint8, oldest first
 

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .core import UNKNOWN_ACTION, PredictorConfig, SavedModel, step_generator, to_float, unflatten_codes
+from .core import MEMORY, UNKNOWN_ACTION, PredictorConfig, SavedModel, step_generator, to_float, unflatten_codes
 from lapa_breakout.lam import (
     FrameEncoder, GreyLevels, Residual, change_weights, check_codes, check_frames, mix, pad_to_cells, pixels_nearby, settled,
     up)
@@ -75,16 +75,16 @@ def surprises(
 
 # %% ../nbs/03_predictor.ipynb #7e5ba016
 class Eyes(FrameEncoder):
-    "A frame encoder for a history: the frames, their differences, and where things would go"
+    "A frame encoder for a history: the frames, their differences, where things would go, and marks that somebody else has made"
 
-    def __init__(self, cfg: Any):  # a `PredictorConfig` or `ContextConfig`
+    def __init__(self, cfg: Any, marks: int = 0):  # a `PredictorConfig` or `ContextConfig`; maps of marks
         inputs = 2 * cfg.history - 1 + (max(0, cfg.history - 2) if cfg.inertia else 0)
-        super().__init__(inputs, cfg.channels, cfg.refine)
+        super().__init__(inputs + marks, cfg.channels, cfg.refine)
         self.inertia = cfg.inertia
 
-    def forward(self, history: Tensor) -> list[Tensor]:  # (B, T, 105, 80)
+    def forward(self, history: Tensor, *marks: Tensor) -> list[Tensor]:  # (B, T, 105, 80), (B, 1, 105, 80) each
         seen = [history, history.diff(dim=1)] + ([extrapolate(history)] if self.inertia else [])
-        return super().forward(pad_to_cells(torch.cat(seen, 1)))
+        return super().forward(pad_to_cells(torch.cat([*seen, *marks], 1)))
 
 # %% ../nbs/03_predictor.ipynb #4a28d239
 class NextFramePredictor(SavedModel):
@@ -224,12 +224,12 @@ def rollout(
     history: Tensor,  # (B, T, 105, 80) float32 in [0, 1], oldest first
     actions: Tensor,  # (B, S) int64, 0 to 3
     temperature: float = 0.0,  # 0: the likeliest codes
-    past: Tensor | None = None,  # (B, T) int64: the action that led to each frame of the history; None: not known
+    past: Tensor | None = None,  # (B, M) int64: the actions before, the last one led to the last frame; None: not known
 ) -> Tensor:  # (B, S, 105, 80)
     "Closed loop under real actions: the mapper names the codes, the predictor draws"
     if actions.ndim != 2 or len(actions) != len(history):
         raise ValueError(f"actions are {tuple(actions.shape)} for {len(history)} histories: give (B, steps)")
-    past, frames = torch.full(history.shape[:2], UNKNOWN_ACTION, device=history.device) if past is None else past, []
+    frames, past = [], torch.full((len(history), MEMORY), UNKNOWN_ACTION, device=history.device) if past is None else past
     for action in actions.unbind(1):
         codes = run.context_mapper.sample(history, action, temperature, past)
         history = torch.cat([history[:, 1:], run.predictor.predict(history, codes)], 1)

@@ -138,7 +138,7 @@ class Game {
   async tryGraphics(model) {
     if (!(await navigator.gpu?.requestAdapter())) return "none";
     const card = await this.open("webgpu", model), pictures = [], seconds = [];
-    const seen = { history: this.history, past: this.past, noise: this.noise.slice() };  // the game goes on meanwhile
+    const seen = { history: this.history, past: this.past, noise: this.noise.slice(), chance: this.chance.slice() };  // the game goes on meanwhile
     for (const engine of [this.processor, card]) {
       const times = [];
       for (const action of [0, 2, 3, 2]) {
@@ -156,13 +156,14 @@ class Game {
   }
 
   restart() {
-    const { rows, cols, history, codes, grid, moments } = this.about;
+    const { rows, cols, history, codes, grid, places, moments } = this.about;
     this.moment = Number(this.find(".start").value);
     this.film = this.films[this.moment];
     this.history = this.film.slice(0, history * rows * cols);
     this.past = Int32Array.from(moments[this.moment].past);
     this.random = randomFrom(Number(this.find(".seed").value) || 0);
     this.noise = new Float32Array(codes * grid[0] * grid[1]);
+    this.chance = new Float32Array(places);
     this.steps = 0;
     this.turn++;
     this.times = [];
@@ -176,12 +177,13 @@ class Game {
 
   // What a step is told: pictures, buttons, and noise that lets the temperature choose.
   feeds({ session, Tensor }, action, seen = this) {
-    const { rows, cols, history, codes, grid } = this.about;
+    const { rows, cols, history, codes, grid, places } = this.about;
     const all = {
       history: new Tensor("uint8", seen.history, [1, history, rows, cols]),
       action: new Tensor("int32", Int32Array.of(action), [1]),
-      past: new Tensor("int32", seen.past, [1, history]),
+      past: new Tensor("int32", seen.past, [1, seen.past.length]),
       noise: new Tensor("float32", seen.noise, [1, codes, ...grid]),
+      chance: new Tensor("float32", seen.chance, [1, places]),
     };
     return Object.fromEntries(Object.entries(all).filter(([name]) => session.inputNames.includes(name)));
   }
@@ -190,8 +192,8 @@ class Game {
   async step(action) {
     const { rows, cols } = this.about, { engine, turn } = this;
     const temperature = Number(this.find(".temperature").value);
-    if (temperature > 0) for (let n = 0; n < this.noise.length; n++) this.noise[n] = -temperature * Math.log(-Math.log(this.random()));
-    else this.noise.fill(0);
+    for (const noise of [this.chance, this.noise])
+      for (let n = 0; n < noise.length; n++) noise[n] = temperature > 0 ? -temperature * Math.log(-Math.log(this.random())) : 0;
     const ask = (whom) => whom.session.run(this.feeds(whom, action), ["frame"]);
     this.busy = ask(engine).catch((error) => {
       if (engine === this.processor) throw error;
