@@ -823,9 +823,14 @@ def _study_file(file: Path, run: Run, store: EpisodeStore, cfg: FewLabels) -> di
     return study
 
 # %% ../nbs/05_analysis.ipynb #e6195a0b
+def _beginner(run: Run) -> ContextMapper:
+    "A plain mapper: never told the past, and without a glimpse."
+    return ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, glimpse=0, memory=4))
+
+
 def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, cfg: FewLabels, seed: int) -> ContextMapper:
     "A mapper that knows what can happen, and has been told buttons by lot."
-    mapper = ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, eyes_share=1.0)).start_from(run.predictor)
+    mapper = _beginner(run).start_from(run.predictor)
     actions = np.random.default_rng(seed).integers(len(ACTIONS), size=len(store.actions)).astype(np.uint8)
     _teach(mapper, store, index, actions, codes, replace(cfg.train, steps=cfg.video_steps, seed=seed), "video")
     return mapper
@@ -836,7 +841,7 @@ def _label(
     cfg: FewLabels, seed: int,
 ) -> tuple[ContextMapper, float | None]:
     "A mapper that has seen the first `count` labels, and how well it read the others if it did."
-    mapper = deepcopy(video) or ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, eyes_share=1.0))
+    mapper = deepcopy(video) or _beginner(run)
     if video and count < cfg.pool and count < len(order):
         return mapper, _name_buttons(mapper, store, order[:count], order[count:], codes, cfg, seed)
     train = replace(cfg.train, steps=cfg.label_steps, seed=seed)

@@ -197,8 +197,8 @@ class Preset:
     predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
-    context: ContextConfig = ContextConfig()  # Part 4, action and frames
-    context_train: TrainConfig = TrainConfig(steps=3600, lr=1e-3, muon=0.02)
+    context: ContextConfig = ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3)  # Part 4, action and frames
+    context_train: TrainConfig = TrainConfig(steps=3000, batch_size=96, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6
@@ -210,7 +210,7 @@ def _smoke() -> Preset:
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True),
         lam_train=few,
         predictor=PredictorConfig(own_from=10, practice=200),
-        context=ContextConfig(practice=200),
+        context=ContextConfig(memory=16, glimpse=16, eyes_share=0.5, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, muon=0.0),
         context_train=few,
@@ -226,8 +226,8 @@ def _evening() -> Preset:
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         predictor=PredictorConfig(scars=0.3),
         predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        context=ContextConfig(practice=800_000),
-        context_train=TrainConfig(steps=25_000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        context=ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3, practice=800_000),
+        context_train=TrainConfig(steps=20_000, batch_size=96, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),
     )
 

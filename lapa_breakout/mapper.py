@@ -233,13 +233,13 @@ def _one_hot(index: Tensor, count: int) -> Tensor:  # (...) -> (..., count)
 class Glimpse(nn.Module):
     "Where the smallest new thing goes, from its surroundings at full resolution"
 
-    def __init__(self, cfg: ContextConfig, reach: int = 8, half: int = 16, hidden: int = 256):  # reach, half: pixels
+    def __init__(self, cfg: ContextConfig, reach: int = 8, size: int = 32, hidden: int = 256):  # reach, size: pixels
         super().__init__()
-        self.cfg, self.reach, self.half = cfg, reach, half
+        self.cfg, self.reach, self.size = cfg, reach, size
         narrow, wide = cfg.glimpse // 2, cfg.glimpse
         self.see = nn.Sequential(
             down(2 * cfg.history - 1, narrow), down(narrow, wide), mix(wide, wide, 3), down(wide, wide), nn.Flatten())
-        seen, told = wide * (half // 4) ** 2, cfg.actions + cfg.memory * (cfg.actions + 1) + H + W
+        seen, told = wide * (size // 8) ** 2, cfg.actions + cfg.memory * (cfg.actions + 1) + H + W
         self.decide = nn.Sequential(
             nn.Linear(seen + told, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, self.places))
 
@@ -257,11 +257,10 @@ class Glimpse(nn.Module):
 
     def around(self, history: Tensor, here: Newest) -> Tensor:  # (B, T, 105, 80) -> (B, T, 32, 32)
         "What lies around it; black beyond the picture"
-        side, padded = 2 * self.half, F.pad(history, (self.half,) * 4)
-        step = torch.arange(side, device=history.device)
-        within = (step[:, None] * padded.shape[-1] + step).flatten()  # (32 * 32,)
+        padded, step = F.pad(history, (self.size // 2,) * 4), torch.arange(self.size, device=history.device)
+        within = (step[:, None] * padded.shape[-1] + step).flatten()  # (size * size,)
         where = (here.row * padded.shape[-1] + here.col)[:, None] + within
-        return padded.flatten(2).gather(2, where[:, None].expand(-1, history.shape[1], -1)).unflatten(2, (side, side))
+        return padded.flatten(2).gather(2, where[:, None].expand(-1, history.shape[1], -1)).unflatten(2, (self.size, self.size))
 
     def place(self, here: Newest, there: Newest) -> Tensor:  # -> (B,) int64
         "The number of the place where it went"
@@ -316,12 +315,16 @@ class ContextMapper(SavedModel):
         chance: Tensor | None = None,  # (B, places): added to the logits of the places; None takes the likeliest
     ) -> Tensor:  # (B, 256, 7, 5)
         "Logits of each cell's code, once it is decided where the smallest new thing goes"
-        past, marks = self._remember(past), []
+        marks = []
         if self.glimpse is not None:
-            here = newest(history[:, -2:-1], history[:, -1:])
-            logits = self.glimpse(history, here, action, past)
+            here, logits = self.foresee(history, action, past)
             marks = [self.glimpse.mark(here, (logits if chance is None else logits + chance).argmax(1))]
-        return self.name(self.look(history, *marks)[-1], action, past)
+        return self.name(self.look(history, *marks)[-1], action, self._remember(past))
+
+    def foresee(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # as for `forward`
+        "Where the smallest new thing is, and logits (B, places) of where it goes"
+        here = newest(history[:, -2:-1], history[:, -1:])
+        return here, self.glimpse(history, here, action, self._remember(past))  # type: ignore[misc]
 
     def _remember(self, past: Tensor) -> Tensor:  # (B, any number) -> (B, M)
         "The last actions; those that nobody told are unknown, and FIRE turns the knob as little as NOOP does"
@@ -390,16 +393,19 @@ class ContextMapper(SavedModel):
         "log p(place, codes | history, action) of every action; past ones are unknown"
         check_frames(history, "history", self.cfg.history)
         training, grid = self.training, unflatten_codes(codes, self.cfg.grid)
-        here, went, mark = self.eval()._true_place(history, next_frame) if self.glimpse else (None, None, None)
-        seen = self.look(history, *([] if mark is None else [mark]))[-1]
-        past, scores = self._remember(torch.full((len(history), 1), self.cfg.actions, device=history.device)), []
-        for action in torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history)):
-            score = -F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2))
-            if self.glimpse is not None:
-                score = score - F.cross_entropy(self.glimpse(history, here, action, past), went, reduction="none")
-            scores.append(score)
+        past = self.eval()._remember(torch.full((len(history), 1), self.cfg.actions, device=history.device))
+        actions = torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
+        marks, unlikely = [], torch.zeros(len(actions), len(history), device=history.device)
+        if self.glimpse is not None:
+            here, went, mark = self._true_place(history, next_frame)
+            marks = [mark]
+            unlikely += torch.stack(
+                [F.cross_entropy(self.glimpse(history, here, action, past), went, reduction="none") for action in actions])
+        seen = self.look(history, *marks)[-1]
+        unlikely += torch.stack(
+            [F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions])
         self.train(training)
-        return torch.stack(scores, 1)
+        return -unlikely.T
 
     def sample(
         self,

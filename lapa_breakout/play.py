@@ -160,7 +160,8 @@ class Dream:
         self.length, self.device = _check_models(run).predictor.cfg.history, next(run.predictor.parameters()).device
         nothing = partial(torch.zeros, dtype=torch.long, device=self.device)
         black = nothing(1, self.length, H, W).float()
-        self.mapper = _frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), nothing(1, run.context_mapper.places).float())
+        chance = nothing(1, run.context_mapper.places).float()
+        self.mapper = _frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), chance)
         self.predictor = _frozen(run.predictor, black, nothing(1, *run.predictor.cfg.grid))
         self.seen: np.ndarray | None = None  # (T, 105, 80) uint8, oldest first
 
