@@ -197,8 +197,8 @@ class Preset:
     predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
-    context: ContextConfig = ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3)  # Part 4, action and frames
-    context_train: TrainConfig = TrainConfig(steps=3000, batch_size=96, lr=1e-3, muon=0.02)
+    context: ContextConfig = ContextConfig()  # Part 4, action and frames
+    context_train: TrainConfig = TrainConfig(steps=3600, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6
