@@ -126,6 +126,9 @@ class PredictorConfig:
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
     practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
+    glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
+    glimpse_weight: float = 0.1  # weight of its error, beside the picture's
+    eyes_share: float = 1.0  # share of each batch from which all of it learns; from the rest only the glimpse, which is quick
     scars: float = 0.0  # share of training samples with a damaged history, to be repaired; pays only in long training
 
 # %% ../nbs/00_core.ipynb #47a81662
@@ -193,12 +196,12 @@ class Preset:
     data: DataConfig = DataConfig()  # recordings
     lam: LAMConfig = LAMConfig(quiet=True)  # Part 2
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
-    predictor: PredictorConfig = PredictorConfig()  # Part 3
-    predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
+    predictor: PredictorConfig = PredictorConfig(glimpse=64, eyes_share=0.2)  # Part 3
+    predictor_train: TrainConfig = TrainConfig(steps=1300, batch_size=160, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
-    context: ContextConfig = ContextConfig()  # Part 4, action and frames
-    context_train: TrainConfig = TrainConfig(steps=3600, lr=1e-3, muon=0.02)
+    context: ContextConfig = ContextConfig(memory=16, glimpse=48, eyes_share=1 / 3)  # Part 4, action and frames
+    context_train: TrainConfig = TrainConfig(steps=3000, batch_size=96, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6
@@ -209,7 +212,7 @@ def _smoke() -> Preset:
         data=DataConfig(transitions=600, max_steps=50),
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True),
         lam_train=few,
-        predictor=PredictorConfig(own_from=10, practice=200),
+        predictor=PredictorConfig(glimpse=16, eyes_share=0.5, own_from=10, practice=200),
         context=ContextConfig(memory=16, glimpse=16, eyes_share=0.5, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, muon=0.0),
@@ -224,8 +227,8 @@ def _evening() -> Preset:
         data=DataConfig(transitions=720_000),
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
-        predictor=PredictorConfig(scars=0.3),
-        predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        predictor=PredictorConfig(glimpse=96, eyes_share=0.2, scars=0.3),
+        predictor_train=TrainConfig(steps=6000, batch_size=160, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3, practice=800_000),
         context_train=TrainConfig(steps=20_000, batch_size=96, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=50),

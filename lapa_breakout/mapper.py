@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'write_pairs', 'read_pairs', 'ActionLatentPairDataset', 'get_action_latent_dataloaders', 'check_temperature',
-           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'Newest', 'newest',
-           'Glimpse', 'ContextMapper', 'context_batches']
+           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'ContextMapper',
+           'context_batches']
 
 # %% ../nbs/04_mapper.ipynb #b800c020
 import json
@@ -20,12 +20,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .core import (
-    ACTIONS, ContextConfig, H, LapaError, MLPConfig, SavedModel, W, flatten_codes, step_generator, to_float,
-    unflatten_codes, write_bytes)
-from .lam import Residual, check_frames, down, mix, pixels_nearby, settled
+from lapa_breakout.core import (
+    ACTIONS, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
+    write_bytes)
+from .lam import Residual, check_frames, mix, settled
 from .metrics import FIELD_TOP
-from .predictor import Eyes
+from .predictor import Eyes, Glimpse, Newest, newest, one_hot
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -204,78 +204,6 @@ def still_display(
     still = torch.rand(len(history), 1, 1, 1, device=history.device) < share
     return torch.cat([torch.where(still, above[:, -1:], above), history[:, :, FIELD_TOP:]], 2)
 
-# %% ../nbs/04_mapper.ipynb #671b573f
-class Newest(NamedTuple):
-    "The smallest thing that has just appeared: its first pixel, row by row"
-    row: Tensor  # (B,) int64
-    col: Tensor  # (B,) int64
-    there: Tensor  # (B,) bool: has anything small appeared?
-
-
-def newest(
-    before: Tensor,  # (B, 1, 105, 80)
-    now: Tensor,  # the same shape
-    small: int = 6,  # at most so many pixels have appeared around it
-    window: int = 9,  # side of what counts as around it, in pixels
-) -> Newest:
-    "Where there is a pixel brighter than before, with as few others like it nearby as possible"
-    fresh = now > before
-    others = torch.where(fresh, pixels_nearby(fresh.float(), window), torch.inf).flatten(1)
-    place = others.argmin(1)
-    there = others.gather(1, place[:, None])[:, 0] < small + 0.5
-    return Newest(place // now.shape[-1], place % now.shape[-1], there)
-
-# %% ../nbs/04_mapper.ipynb #26d97a74
-def _one_hot(index: Tensor, count: int) -> Tensor:  # (...) -> (..., count)
-    return (index[..., None] == torch.arange(count, device=index.device)).float()
-
-
-class Glimpse(nn.Module):
-    "Where the smallest new thing goes, from its surroundings at full resolution"
-
-    def __init__(self, cfg: ContextConfig, reach: int = 8, size: int = 32, hidden: int = 256):  # reach, size: pixels
-        super().__init__()
-        self.cfg, self.reach, self.size = cfg, reach, size
-        narrow, wide = cfg.glimpse // 2, cfg.glimpse
-        self.see = nn.Sequential(
-            down(2 * cfg.history - 1, narrow), down(narrow, wide), mix(wide, wide, 3), down(wide, wide), nn.Flatten())
-        seen, told = wide * (size // 8) ** 2, cfg.actions + cfg.memory * (cfg.actions + 1) + H + W
-        self.decide = nn.Sequential(
-            nn.Linear(seen + told, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, self.places))
-
-    @property
-    def places(self) -> int:
-        "So many it chooses among: all within reach, row by row, and last: none of them"
-        return (2 * self.reach + 1) ** 2 + 1
-
-    def forward(self, history: Tensor, here: Newest, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
-        "Logits of the places"
-        around = self.around(history, here)
-        told = [_one_hot(action, self.cfg.actions), _one_hot(past, self.cfg.actions + 1).flatten(1)]
-        told += [_one_hot(here.row, H), _one_hot(here.col, W)]
-        return self.decide(torch.cat([self.see(torch.cat([around, around.diff(dim=1)], 1)), *told], 1))
-
-    def around(self, history: Tensor, here: Newest) -> Tensor:  # (B, T, 105, 80) -> (B, T, 32, 32)
-        "What lies around it; black beyond the picture"
-        padded, step = F.pad(history, (self.size // 2,) * 4), torch.arange(self.size, device=history.device)
-        within = (step[:, None] * padded.shape[-1] + step).flatten()  # (size * size,)
-        where = (here.row * padded.shape[-1] + here.col)[:, None] + within
-        return padded.flatten(2).gather(2, where[:, None].expand(-1, history.shape[1], -1)).unflatten(2, (self.size, self.size))
-
-    def place(self, here: Newest, there: Newest) -> Tensor:  # -> (B,) int64
-        "The number of the place where it went"
-        row, col = there.row - here.row + self.reach, there.col - here.col + self.reach
-        side = 2 * self.reach + 1
-        near = (row >= 0) & (row < side) & (col >= 0) & (col < side) & here.there & there.there
-        return torch.where(near, row * side + col, self.places - 1)
-
-    def mark(self, here: Newest, place: Tensor) -> Tensor:  # (B,) -> (B, 1, 105, 80)
-        "1 at that place, 0 elsewhere"
-        side = 2 * self.reach + 1
-        row, col = here.row + place // side - self.reach, here.col + place % side - self.reach
-        exists = (here.there & (place < self.places - 1))[:, None]
-        return (_one_hot(row, H)[:, :, None] * (_one_hot(col, W) * exists)[:, None])[:, None]
-
 # %% ../nbs/04_mapper.ipynb #dbe18a94
 class ContextMapper(SavedModel):
     "Recent frames and the action to a distribution over codes at each position"
@@ -286,7 +214,8 @@ class ContextMapper(SavedModel):
         super().__init__()
         self.cfg = cfg
         width = cfg.channels[-1]
-        self.glimpse = Glimpse(cfg) if cfg.glimpse else None
+        told = cfg.actions + cfg.memory * (cfg.actions + 1)
+        self.glimpse = Glimpse(cfg.history, told, cfg.glimpse) if cfg.glimpse else None
         self.look = Eyes(cfg, marks=1 if cfg.glimpse else 0)
         self.action = nn.Embedding(cfg.actions, cfg.embed_dim)
         self.past = nn.Embedding(cfg.memory * (cfg.actions + 1), cfg.embed_dim)  # each action in each place
@@ -324,7 +253,11 @@ class ContextMapper(SavedModel):
     def foresee(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # as for `forward`
         "Where the smallest new thing is, and logits (B, places) of where it goes"
         here = newest(history[:, -2:-1], history[:, -1:])
-        return here, self.glimpse(history, here, action, self._remember(past))  # type: ignore[misc]
+        return here, self._expect(history, here, action, self._remember(past))
+
+    def _expect(self, history: Tensor, here: Newest, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
+        told = [one_hot(action, self.cfg.actions), one_hot(past, self.cfg.actions + 1).flatten(1)]
+        return self.glimpse(history, here, torch.cat(told, 1))  # type: ignore[misc]
 
     def _remember(self, past: Tensor) -> Tensor:  # (B, any number) -> (B, M)
         "The last actions; those that nobody told are unknown, and FIRE turns the knob as little as NOOP does"
@@ -354,7 +287,7 @@ class ContextMapper(SavedModel):
             return F.cross_entropy(logits, grid), {"accuracy": (logits.max(1).indices == grid).float().mean()}
         past, some = self._remember(past), slice(math.ceil(self.cfg.eyes_share * len(history)))
         here, went, mark = self._true_place(history, to_float(next_frame))
-        places = self.glimpse(history, here, action, past)
+        places = self._expect(history, here, action, past)
         logits = self.name(self.look(history[some], mark[some])[-1], action[some], past[some])
         right = {"accuracy": logits.max(1).indices == grid[some], "place": places.max(1).indices == went}
         error = F.cross_entropy(logits, grid[some]) + F.cross_entropy(places, went)
@@ -400,7 +333,7 @@ class ContextMapper(SavedModel):
             here, went, mark = self._true_place(history, next_frame)
             marks = [mark]
             unlikely += torch.stack(
-                [F.cross_entropy(self.glimpse(history, here, action, past), went, reduction="none") for action in actions])
+                [F.cross_entropy(self._expect(history, here, action, past), went, reduction="none") for action in actions])
         seen = self.look(history, *marks)[-1]
         unlikely += torch.stack(
             [F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions])

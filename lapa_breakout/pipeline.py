@@ -5,25 +5,27 @@
 # %% auto #0
 __all__ = ['FILES', 'STAGES', 'PRETRAINED', 'StageReport', 'note_time', 'read_times', 'collect', 'open_store', 'splits',
            'identities', 'train_lam', 'extract', 'read_codes', 'train_predictor', 'train_mapper', 'Run', 'load_run',
-           'load_pretrained']
+           'load_pretrained', 'frozen', 'for_play']
 
 # %% ../nbs/09_pipeline.ipynb #f1007532
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .core import (
-    ContextConfig, LAMConfig, LapaError, MLPConfig, Paths, PredictorConfig, Preset, TrainConfig, fingerprint, get_preset,
-    load_artifact, paths_for, read_json, write_bytes, write_json)
+    MEMORY, ContextConfig, H, LAMConfig, LapaError, MLPConfig, Paths, PredictorConfig, Preset, TrainConfig, W, fingerprint,
+    get_preset, load_artifact, paths_for, read_json, write_bytes, write_json)
 from .data import EpisodeStore, TransitionDataset, collect_episodes, split_episodes
 from .lam import LatentActionModel, extract_latents, pair_batches
 from .mapper import (
@@ -314,3 +316,21 @@ def load_pretrained(preset: str = "laptop") -> Run:
     if not folder.exists():
         raise LapaError(f"{folder} does not exist: these weights are not shipped; run `lapa_breakout run --preset {preset}`")
     return _load(folder, PRETRAINED, get_preset(preset), f"pretrained, preset {preset}", folder / "figures.json")
+
+# %% ../nbs/09_pipeline.ipynb #89cc6dfc
+def frozen(model: nn.Module, *example: Tensor) -> Any:
+    "A copy whose parts call each other without Python, for inputs of the shape of the example"
+    same = deepcopy(model).eval()
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # about shapes that are taken as fixed, which they are
+        graph = torch.jit.freeze(torch.jit.trace(same, example, check_trace=False))  # type: ignore[no-untyped-call]
+    same.forward = lambda *inputs: graph(*inputs)
+    return same
+
+
+def for_play(run: Run) -> Run:
+    "The same with frozen copies of mapper and predictor, for one game at a time"
+    nothing = partial(torch.zeros, dtype=torch.long, device=next(run.predictor.parameters()).device)
+    black = nothing(1, run.predictor.cfg.history, H, W).float()
+    chance = nothing(1, run.context_mapper.places).float()
+    mapper = frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), chance)
+    return replace(run, context_mapper=mapper, predictor=frozen(run.predictor, black, nothing(1, *run.predictor.cfg.grid)))

@@ -10,11 +10,9 @@ __all__ = ['BRICK_POINTS', 'in_colour', 'PlayError', 'history_at', 'check_histor
 # %% ../nbs/06_play.ipynb #30a37e3f
 import io
 import time
-import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +32,7 @@ from .core import ACTIONS, GREY_LEVELS, GRID, MEMORY, UNKNOWN_ACTION, H, W, Lapa
 from .core import to_float, to_uint8, unflatten_codes, write_bytes
 from .data import EpisodeStore, RandomPlayer, game_states, make_env
 from .metrics import bricks_standing
-from .pipeline import Run, load_pretrained, load_run
+from .pipeline import Run, for_play, load_pretrained, load_run
 
 # %% ../nbs/06_play.ipynb #1a6c02cc
 _COLOURS = (  # of each of the `GREY_LEVELS`, as ALE draws them
@@ -143,26 +141,14 @@ def _check_models(run: Run) -> Run:
             raise PlayError(f"{what}; load both with load_pretrained or load_run")
     return run
 
-# %% ../nbs/06_play.ipynb #824b64dd
-def _frozen(model: torch.nn.Module, *example: torch.Tensor) -> Any:
-    "A copy for one game at a time whose parts call each other without Python: the same pictures, sooner."
-    same = deepcopy(model).eval()
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # about shapes that are taken as fixed, which they are
-        graph = torch.jit.freeze(torch.jit.trace(same, example, check_trace=False))  # type: ignore[no-untyped-call]
-    same.forward = lambda *inputs: graph(*inputs)
-    return same
-
 # %% ../nbs/06_play.ipynb #d8421443
 class Dream:
     "The models in closed loop: they see what they have drawn."
 
     def __init__(self, run: Run):
         self.length, self.device = _check_models(run).predictor.cfg.history, next(run.predictor.parameters()).device
-        nothing = partial(torch.zeros, dtype=torch.long, device=self.device)
-        black = nothing(1, self.length, H, W).float()
-        chance = nothing(1, run.context_mapper.places).float()
-        self.mapper = _frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), chance)
-        self.predictor = _frozen(run.predictor, black, nothing(1, *run.predictor.cfg.grid))
+        quick = for_play(run)
+        self.mapper, self.predictor = quick.context_mapper, quick.predictor
         self.seen: np.ndarray | None = None  # (T, 105, 80) uint8, oldest first
 
     def begin(self, start: Start) -> None:
