@@ -25,7 +25,7 @@ from lapa_breakout.core import (
     write_bytes)
 from .lam import Residual, check_frames, mix, settled
 from .metrics import FIELD_TOP
-from .predictor import Eyes, Glimpse, Newest, newest, one_hot
+from .predictor import Eyes, Glimpse, Newest, newest, to_one_hot
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -256,7 +256,7 @@ class ContextMapper(SavedModel):
         return here, self._expect(history, here, action, self._remember(past))
 
     def _expect(self, history: Tensor, here: Newest, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
-        told = [one_hot(action, self.cfg.actions), one_hot(past, self.cfg.actions + 1).flatten(1)]
+        told = [to_one_hot(action, self.cfg.actions), to_one_hot(past, self.cfg.actions + 1).flatten(1)]
         return self.glimpse(history, here, torch.cat(told, 1))  # type: ignore[misc]
 
     def _remember(self, past: Tensor) -> Tensor:  # (B, any number) -> (B, M)
