@@ -97,6 +97,7 @@ class LAMConfig:
     quantizer: Literal["vq", "fsq"] = "vq"  # a learned codebook, or finite scalar quantisation
     codebook_size: int = 256  # K
     embed_dim: int = 64  # D: width of a codebook vector
+    decay: float = 0.0  # a code follows the mean of its latents and forgets so slowly, as 0.98; 0: gradients move it
     heads: int = 4  # of the decoder's cross-attention
     commitment: float = 0.25  # weight of the pull of latents towards their code
     entropy: float = 0.02  # weight of the reward for using the whole codebook
@@ -108,6 +109,7 @@ class LAMConfig:
     levels: int = len(GREY_LEVELS)  # greys among which a pixel chooses; 1: its brightness by squared error, as in part2
     change_weight: float = 60.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
     picture: float = 5.0  # weight of the picture's error, beside the quantiser's terms
+    practice: int = 0  # transitions searched for surprising ones, of which half of the batches consist; 0: none
 
 # %% ../nbs/00_core.ipynb #8fa0d312
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Preset:
     "Everything that decides what a run does, apart from its seed."
     name: str = "laptop"  # also the name of its folder in data/pretrained
     data: DataConfig = DataConfig()  # recordings
-    lam: LAMConfig = LAMConfig(quiet=True)  # Part 2
+    lam: LAMConfig = LAMConfig(quiet=True, decay=0.98, picture=25.0, practice=100_000)  # Part 2
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
     predictor: PredictorConfig = PredictorConfig(glimpse=64, eyes_share=0.2)  # Part 3
     predictor_train: TrainConfig = TrainConfig(steps=1300, batch_size=160, lr=1e-3, muon=0.02)
@@ -210,7 +212,7 @@ def _smoke() -> Preset:
     return Preset(
         name="smoke",
         data=DataConfig(transitions=600, max_steps=50),
-        lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True),
+        lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True, decay=0.98, picture=25.0, practice=200),
         lam_train=few,
         predictor=PredictorConfig(glimpse=16, eyes_share=0.5, own_from=10, practice=200),
         context=ContextConfig(memory=16, glimpse=16, eyes_share=0.5, practice=200),

@@ -159,6 +159,21 @@ def _train(
     _sweep(path)
     return False, load_artifact(path, kind, _CONFIGS[kind]).extra
 
+# %% ../nbs/09_pipeline.ipynb #78fb97c1
+@lru_cache(maxsize=1)
+def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
+    return surprises(splits(store, preset)["train"], count, seed)
+
+
+def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
+    "The surprising ones among `count` transitions to learn from, searched once; the time that it takes is noted"
+    if not count:
+        return None
+    store, start = open_store(paths), time.perf_counter()
+    found = _find(store, preset, count, seed)
+    note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
+    return found
+
 # %% ../nbs/09_pipeline.ipynb #f943830a
 def train_lam(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn latent actions from pairs of frames"
@@ -166,7 +181,8 @@ def train_lam(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[st
     parts = splits(store, preset)
     skipped, extra = _train(
         "lam", paths, identities(store, preset, seed)["lam"], replace(preset.lam_train, seed=seed),
-        lambda: LatentActionModel(preset.lam), lambda part, size: pair_batches(parts[part], size, seed), "val_psnr", trackers)
+        lambda: LatentActionModel(preset.lam), lambda part, size: pair_batches(parts[part], size, seed, _practice(
+            paths, preset, preset.lam.practice if part == "train" else 0, seed)), "val_psnr", trackers)
     note_time(paths, "train_lam", extra["seconds"])
     return StageReport("train-lam", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
@@ -208,21 +224,6 @@ def read_codes(
         return np.load(paths.latents / "codes.npy")
     except (OSError, ValueError, EOFError) as error:
         raise LapaError(f"codes.npy is damaged: delete {paths.latents} and run `lapa_breakout extract` again") from error
-
-# %% ../nbs/09_pipeline.ipynb #78fb97c1
-@lru_cache(maxsize=1)
-def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    return surprises(splits(store, preset)["train"], count, seed)
-
-
-def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    "The surprising ones among `count` transitions to learn from, searched once; the time that it takes is noted"
-    if not count:
-        return None
-    store, start = open_store(paths), time.perf_counter()
-    found = _find(store, preset, count, seed)
-    note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
-    return found
 
 # %% ../nbs/09_pipeline.ipynb #304e1192
 def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
