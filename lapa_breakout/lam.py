@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['down', 'up', 'mix', 'Residual', 'pad_to_cells', 'FrameEncoder', 'cells_that_change', 'missing_entropy', 'Quantised',
-           'VectorQuantizer', 'FiniteScalarQuantizer', 'neighbours', 'CodeAttention', 'pixels_nearby', 'change_weights',
-           'GreyLevels', 'Brightness', 'Decoder', 'settled', 'check_frames', 'LatentActionModel', 'check_codes',
-           'pair_batches', 'extract_latents', 'LAMConfig']
+           'VectorQuantizer', 'EMAVectorQuantizer', 'FiniteScalarQuantizer', 'neighbours', 'CodeAttention',
+           'pixels_nearby', 'change_weights', 'GreyLevels', 'Brightness', 'Decoder', 'settled', 'check_frames',
+           'LatentActionModel', 'check_codes', 'by_lot', 'pair_batches', 'extract_latents', 'LAMConfig']
 
 # %% ../nbs/02_lam.ipynb #f6d5f795
 import math
@@ -121,7 +121,6 @@ class VectorQuantizer(nn.Module):
     "Nearest codebook vector (van den Oord et al. 2017), kept alive by normalising, data initialisation, resets and entropy"
 
     codebook: Tensor
-    count: Tensor
     used: Tensor
     step: Tensor
 
@@ -129,12 +128,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.normalise = nn.BatchNorm2d(cfg.embed_dim, affine=False)
-        codebook = torch.randn(cfg.codebook_size, cfg.embed_dim)  # (K, D)
-        if cfg.decay:
-            self.register_buffer("codebook", codebook)
-            self.register_buffer("count", torch.zeros(cfg.codebook_size))  # latents behind each code, lately
-        else:
-            self.codebook = nn.Parameter(codebook)
+        self.codebook = nn.Parameter(torch.randn(cfg.codebook_size, cfg.embed_dim))  # (K, D)
         self.register_buffer("used", torch.zeros(cfg.codebook_size))  # how often since the last reset
         self.register_buffer("step", torch.zeros((), dtype=torch.long))  # training steps so far
 
@@ -146,13 +140,9 @@ class VectorQuantizer(nn.Module):
         distance = self.distance(flat)  # (M, K)
         codes = distance.argmin(1)  # (M,)
         nearest = self.codebook[codes]
-        loss = self.cfg.commitment * F.mse_loss(flat, nearest.detach())
+        loss = self._pull(flat.detach(), codes) + self.cfg.commitment * F.mse_loss(flat, nearest.detach())
         loss = loss + self.cfg.entropy * missing_entropy(distance, self.cfg.embed_dim)
-        if not self.cfg.decay:
-            loss = loss + F.mse_loss(nearest, flat.detach())
         if self.training:
-            if self.cfg.decay:
-                self._follow(flat.detach(), codes)
             self._replace_unused(flat.detach(), codes)
         through = flat + (nearest - flat).detach()
         shape = dict(b=z.shape[0], row=z.shape[2])
@@ -172,7 +162,7 @@ class VectorQuantizer(nn.Module):
     def _still_warming_up(self, flat: Tensor) -> bool:
         self.step += 1
         if self.step == self.cfg.warmup + 1:  # the codebook starts as latents that exist
-            self.codebook.data.copy_(self._some(flat, self.cfg.codebook_size))
+            self._put(torch.ones_like(self.used).bool(), flat)
         return bool(self.step <= self.cfg.warmup)
 
     @staticmethod
@@ -182,23 +172,49 @@ class VectorQuantizer(nn.Module):
         order = torch.randperm(len(distinct), device=flat.device)
         return distinct[order.repeat(-(-count // len(order)))[:count]]
 
-    def _follow(self, flat: Tensor, codes: Tensor) -> None:
-        "Each code is the running mean of the latents that chose it"
-        chosen = F.one_hot(codes, self.cfg.codebook_size).float()  # (M, K)
-        here, some = chosen.sum(0), 1 - self.cfg.decay
-        self.count = self.cfg.decay * self.count + some * here
-        moved = chosen.T @ flat - here[:, None] * self.codebook
-        self.codebook = self.codebook + some * moved / self.count.clamp(min=1e-6)[:, None]
+    def _pull(self, flat: Tensor, codes: Tensor) -> Tensor:
+        "The loss that moves the codebook towards its latents"
+        return F.mse_loss(self.codebook[codes], flat)
+
+    def _put(self, which: Tensor, flat: Tensor) -> None:
+        "Let these codes (K,) start anew as latents that exist"
+        self.codebook.data[which] = self._some(flat, int(which.sum()))
 
     def _replace_unused(self, flat: Tensor, codes: Tensor) -> None:
         self.used += torch.bincount(codes, minlength=self.cfg.codebook_size)
         since = int(self.step) - self.cfg.warmup
         if since % self.cfg.reset_every == 0:
             if self.step <= self.cfg.reset_stop and (dead := self.used == 0).any():
-                self.codebook.data[dead] = self._some(flat, int(dead.sum()))
-                if self.cfg.decay:
-                    self.count[dead] = 0
+                self._put(dead, flat)
             self.used.zero_()
+
+# %% ../nbs/02_lam.ipynb #f9f6e868
+class EMAVectorQuantizer(VectorQuantizer):
+    "Each code is the running mean of the latents that chose it, instead of being pulled by a loss"
+
+    count: Tensor
+
+    def __init__(self, cfg: LAMConfig):
+        super().__init__(cfg)
+        codebook = self.codebook.data
+        del self.codebook
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("count", torch.zeros(cfg.codebook_size))  # latents behind each code, lately
+
+    def _pull(self, flat: Tensor, codes: Tensor) -> Tensor:
+        "Nothing to learn: in training the codes have moved already"
+        if self.training:
+            chosen = F.one_hot(codes, self.cfg.codebook_size).float()  # (M, K)
+            here, some = chosen.sum(0), 1 - self.cfg.decay
+            self.count = self.cfg.decay * self.count + some * here
+            moved = chosen.T @ flat - here[:, None] * self.codebook
+            self.codebook = self.codebook + some * moved / self.count.clamp(min=1e-6)[:, None]
+        return flat.new_zeros(())
+
+    def _put(self, which: Tensor, flat: Tensor) -> None:
+        "As before; what they followed is forgotten"
+        super()._put(which, flat)
+        self.count[which] = 0
 
 # %% ../nbs/02_lam.ipynb #b9725112
 class FiniteScalarQuantizer(nn.Module):
@@ -386,7 +402,8 @@ class LatentActionModel(SavedModel):
         self.cfg = cfg
         self.pair_encoder = FrameEncoder(2, cfg.channels, 0, cfg.kernels)
         self.to_latent = nn.Conv2d(cfg.channels[-1], cfg.embed_dim, 1)
-        self.quantizer = (FiniteScalarQuantizer if cfg.quantizer == "fsq" else VectorQuantizer)(cfg)
+        codebook = EMAVectorQuantizer if cfg.decay else VectorQuantizer
+        self.quantizer = (FiniteScalarQuantizer if cfg.quantizer == "fsq" else codebook)(cfg)
         self.frame_encoder = FrameEncoder(1, cfg.channels, 0)
         self.surroundings = nn.Conv2d(cfg.channels[-1], cfg.embed_dim, 1) if cfg.surroundings else None
         self.place = nn.Parameter(0.2 * torch.randn(1, cfg.embed_dim, *cfg.grid)) if cfg.quiet else None
@@ -462,6 +479,12 @@ def check_codes(
         raise ValueError(f"codes run from {codes.min()} to {codes.max()}: give 0 to {cfg.codebook_size - 1}")
 
 # %% ../nbs/02_lam.ipynb #53a00d09
+def by_lot(generator: torch.Generator, *sources: Any) -> Any:
+    "One of the sources that are there, each as likely"
+    there = [source for source in sources if source is not None]
+    return there[int(torch.randint(len(there), (), generator=generator))]
+
+
 def pair_batches(
     pairs: Any,  # a `TransitionDataset`
     batch_size: int,
@@ -469,11 +492,9 @@ def pair_batches(
     practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
 ) -> Callable[[int], tuple[Tensor, Tensor]]:  # step -> (obs, next_obs), (B, 1, 105, 80) uint8
     "Random pairs; the same step gives the same batch"
-    sources = [pairs] if practice is None else [pairs, practice]
-
     def next_batch(step: int) -> tuple[Tensor, Tensor]:
         generator = step_generator(seed, step)
-        batch = sources[int(torch.randint(len(sources), (), generator=generator))].sample(batch_size, generator)
+        batch = by_lot(generator, pairs, practice).sample(batch_size, generator)
         return batch.history[:, -1:], batch.next[:, :1]
     return next_batch
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lapa_breakout.core import (
     ACTIONS, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
     write_bytes)
-from .lam import Residual, check_frames, mix, settled
+from .lam import Residual, by_lot, check_frames, mix, settled
 from .metrics import FIELD_TOP
 from .predictor import Eyes, Glimpse, Newest, newest, to_one_hot
 
@@ -359,10 +359,8 @@ def context_batches(
     practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
 ) -> Any:  # step -> (history (B, T, 105, 80) uint8, action (B,), past (B, M), codes (B, 35), next (B, 1, 105, 80) uint8)
     "Random transitions; the same step gives the same batch"
-    sources = [transitions] if practice is None else [transitions, practice]
-
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         generator = step_generator(seed, step)
-        batch = sources[int(torch.randint(len(sources), (), generator=generator))].sample(batch_size, generator)
+        batch = by_lot(generator, transitions, practice).sample(batch_size, generator)
         return batch.history, batch.action, batch.past, torch.from_numpy(codes[batch.index]), batch.next
     return next_batch

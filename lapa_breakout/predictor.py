@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from .core import (
     MEMORY, UNKNOWN_ACTION, H, PredictorConfig, SavedModel, W, step_generator, to_float, unflatten_codes)
-from lapa_breakout.lam import (
-    FrameEncoder, GreyLevels, Residual, change_weights, check_codes, check_frames, down, mix, pad_to_cells, pixels_nearby,
-    settled, up)
+from .lam import (
+    FrameEncoder, GreyLevels, Residual, by_lot, change_weights, check_codes, check_frames, down, mix, pad_to_cells,
+    pixels_nearby, settled, up)
 from .metrics import FIELD_TOP
 
 # %% ../nbs/03_predictor.ipynb #b9a289b5
@@ -281,11 +281,9 @@ def history_batches(
     practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
 ) -> Any:  # step -> (history, codes (B, S, 35), next (B, S, 105, 80)); S is 1, in half of the later batches up to own_steps + 1
     "Random transitions with their codes, some with the steps before; the same step gives the same batch"
-    sources = [transitions] if practice is None else [transitions, practice]
-
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = step_generator(seed, step)
-        source, steps = sources[int(torch.randint(len(sources), (), generator=generator))], 1
+        source, steps = by_lot(generator, transitions, practice), 1
         if cfg.own_steps and step >= cfg.own_from and torch.rand((), generator=generator) < 0.5:
             steps += int(torch.randint(1, cfg.own_steps + 1, (), generator=generator))
         last = source.indices[torch.randint(len(source), (batch_size,), generator=generator)]  # what is learned
