@@ -97,7 +97,7 @@ class LAMConfig:
     quantizer: Literal["vq", "fsq"] = "vq"  # a learned codebook, or finite scalar quantisation
     codebook_size: int = 256  # K
     embed_dim: int = 64  # D: width of a codebook vector
-    decay: float = 0.0  # a code follows the mean of its latents and forgets so slowly, as 0.98; 0: gradients move it
+    decay: float = 0.0  # share that a code, as the running mean of its latents, keeps at each step; 0: gradients move it
     heads: int = 4  # of the decoder's cross-attention
     commitment: float = 0.25  # weight of the pull of latents towards their code
     entropy: float = 0.02  # weight of the reward for using the whole codebook
