@@ -8,9 +8,9 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'code_mutual_information', 'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable',
            'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
            'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'rollout_errors',
-           'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches', 'Delta', 'controllability', 'PaddleControl',
-           'shares', 'hold_in_game', 'paddle_control', 'Untold', 'sideways', 'read_from_moves', 'read_rightly',
-           'read_buttons', 'FewLabels', 'judge_untold', 'few_labels', 'steps_per_second', 'judge_play',
+           'foreseeable', 'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches', 'Delta', 'controllability',
+           'PaddleControl', 'shares', 'hold_in_game', 'paddle_control', 'Untold', 'sideways', 'read_from_moves',
+           'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold', 'few_labels', 'steps_per_second', 'judge_play',
            'judge_rollouts', 'judge_long', 'judge_one_step', 'judge_alphabet', 'analyse', 'Goal', 'results_table',
            'seeds_table']
 
@@ -19,6 +19,7 @@ import math
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy, deepcopy
@@ -461,6 +462,57 @@ def rollout_errors(
     else:
         raise ValueError(f"there are no {codes!r} codes: choose 'inferred' or 'mapped'")
     return compare_films(drawn, film)
+
+# %% ../nbs/05_analysis.ipynb #87922db1
+_BALL = (99, 101)  # where the game's memory has the ball's column and row
+
+
+def _nudged(env: Any, state: Any, by: tuple[int, ...]) -> Any:
+    "That state, with the ball so many of the game's columns and rows away"
+    game = env.unwrapped
+    game.restore_state(state)
+    for address, step in zip(_BALL, by, strict=True):
+        game.ale.setRAM(address, (int(game.ale.getRAM()[address]) + step) % 256)
+    return game.clone_state()
+
+
+def _habits(places: np.ndarray) -> list[tuple[int, ...]]:  # (M, 4, 2) columns and rows, in the game's pixels
+    "Paces in our pixels, and which of the places are odd"
+    paces, odd = np.diff(places // 2, axis=1), places % 2
+    return [tuple(row) for row in np.concatenate([paces, odd], 1).reshape(len(places), -1).tolist()]
+
+
+def foreseeable(
+    store: EpisodeStore,
+    starts: np.ndarray,  # (M,) frame numbers, of `draw_starts`
+    history: int = 4,  # frames that are seen, at least 4
+    horizon: int = 10,  # steps ahead, recorded after every start
+    reach: int = 2,  # pixels of the game within which a ball is found, along each axis
+) -> np.ndarray:  # (horizon,) in [0, 1]
+    "Share of balls found by whoever sees so many frames and knows the game by heart; an upper bound"
+    if history < 4:
+        raise ValueError(f"history is {history}: give 4 frames or more, so that there are paces to compare")
+    starts = starts[starts - history >= store.start[store.episode[starts]]]
+    quads = store.transitions[store.transitions - 3 >= store.start[store.episode[store.transitions]]][:, None] + np.arange(-3, 1)
+    usual = Counter(_habits(store.ram[quads, :2].astype(int)))
+    env, shares = make_env(store.episodes[0]["sticky"], store.episodes[0]["frameskip"]), []
+    env.reset()
+    for start, state in zip(starts, game_states(store, starts - history), strict=True):
+        pressed = store.actions[start - history : start + horizon]
+        games = [play_from(env, _nudged(env, state, by), pressed) for by in product((0, 1, -1), repeat=2)]  # first as it was
+        seen = games[0].frames[:history]
+        twins = [game.ram[:, :2].astype(int) for game in games if np.array_equal(game.frames[:history], seen)]
+        places = np.stack(twins)  # (twins, history + horizon, 2)
+        weight = np.array([usual[habit] for habit in _habits(places[:, history - 4 : history])], float)
+        weight[0] = max(weight[0], 1)
+        there = places[..., 1] > 0
+        near = (np.abs(places[:, None] - places).max(-1) <= reach) & there[:, None] & there  # (twins, twins, steps)
+        best = (weight[:, None] * near).sum(1).max(0) / weight.sum()
+        if there[0, :history].all():
+            shares.append(np.where(there[0], best, np.nan)[history:])
+    if not shares:
+        raise LapaError(f"none of the starts has {history} frames with a ball before it: take more of them")
+    return np.nanmean(shares, 0)
 
 # %% ../nbs/05_analysis.ipynb #f5a2e6a4
 class Looks(NamedTuple):
