@@ -44,7 +44,7 @@ from .core import (
     ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, read_json, set_seed, step_generator,
     to_float, to_uint8, unflatten_codes, write_json)
 from .data import (
-    EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
+    RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
 from .mapper import ContextMapper, context_batches
 from .metrics import (
@@ -464,14 +464,11 @@ def rollout_errors(
     return compare_films(drawn, film)
 
 # %% ../nbs/05_analysis.ipynb #87922db1
-_BALL = (99, 101)  # where the game's memory has the ball's column and row
-
-
 def _nudged(env: Any, state: Any, by: tuple[int, ...]) -> Any:
     "That state, with the ball so many of the game's columns and rows away"
     game = env.unwrapped
     game.restore_state(state)
-    for address, step in zip(_BALL, by, strict=True):
+    for address, step in zip(RAM_BYTES, by, strict=False):  # column and row of the ball; not the paddle
         game.ale.setRAM(address, (int(game.ale.getRAM()[address]) + step) % 256)
     return game.clone_state()
 
