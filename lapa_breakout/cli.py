@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -329,11 +330,12 @@ def few_labels(
     from lapa_breakout.pipeline import identities, read_codes
 
     wanted, paths = _resolve(preset, data_dir)
-    most, steps = FewLabels(), wanted.context_train.steps
+    most, train = FewLabels(), wanted.context_train
     cfg = FewLabels(
-        labels=tuple(labels or most.labels), seeds=tuple(range(seeds)), video_steps=min(most.video_steps, steps),
-        label_steps=min(most.label_steps, steps), frames=min(most.frames, wanted.eval.frames),
-        starts=min(most.starts, wanted.eval.starts))
+        labels=tuple(labels or most.labels), seeds=tuple(range(seeds)), video_steps=min(most.video_steps, train.steps),
+        label_steps=min(most.label_steps, train.steps), frames=min(most.frames, wanted.eval.frames),
+        starts=min(most.starts, wanted.eval.starts),
+        train=replace(most.train, batch_size=min(most.train.batch_size, train.batch_size)))
     file = output or (paths.pretrained(wanted.name) if pretrained else paths.results) / "few_labels.json"
     with redirect_stdout(sys.stderr):
         run, store = _open(wanted, paths, pretrained)

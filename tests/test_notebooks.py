@@ -24,8 +24,7 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path):
-    # two notebooks run side by side, so each gets one thread; IN_TEST makes them choose the smoke preset
-    env = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "IN_TEST": "1"}  # they choose the smoke preset
     command = [sys.executable, "-c", RUN, str(path)]
     try:
         done = subprocess.run(command, cwd=path.parent, env=env, capture_output=True, text=True, timeout=300)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BROWSERS
-from filelock import FileLock
 
 from lapa_breakout.analysis import results_table
 from lapa_breakout.core import Paths
@@ -42,19 +41,14 @@ def build(copy):
 
 
 @pytest.fixture(scope="session")
-def docs(tmp_path_factory):
-    "A site built from a copy of what nbdev reads: once, by the worker that comes first."
+def docs(once):
+    "A site built from a copy of what nbdev reads."
     if shutil.which("npm") is None:
         pytest.skip("no npm: the site takes its formulas and the runtime of its game from there")
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
-    with FileLock(f"{shared}.lock"):
-        if not shared.exists():
-            shared.mkdir()
-            (shared / "wrong.txt").write_text(build(shared))
-    if wrong := (shared / "wrong.txt").read_text():
+    folder, wrong = once("site", build)
+    if wrong:
         pytest.fail(wrong, pytrace=False)
-    return shared / "_docs"
+    return folder / "_docs"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

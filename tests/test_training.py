@@ -122,7 +122,7 @@ def test_killed_at_any_moment_the_model_is_the_same_to_the_bit(tmp_path):
             for file in sorted((ROOT / "data" / "sample").glob(f"{kind}-*.npz"))[:3]:
                 (folder / "episodes" / file.name).write_bytes(file.read_bytes())
     plan = [[str(folder), moments] for folder, moments in zip(folders, [[], *MOMENTS], strict=True)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", LIVES, json.dumps(plan)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
