@@ -187,7 +187,8 @@ class EvalConfig:
     frames: int = 2000  # transitions whose codes are judged; at most 1,000 are drawn
     starts: int = 200  # starting points of closed-loop play
     horizon: int = 10  # steps of closed-loop play
-    long_starts: int = 20  # games of long play
+    held_starts: int = 500  # from which each button is held
+    long_starts: int = 40  # games of long play
     long_steps: int = 200  # its steps, or as many as the longest test episode has
 
 # %% ../nbs/00_core.ipynb #21d9ab9a
@@ -219,7 +220,7 @@ def _smoke() -> Preset:
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, muon=0.0),
         context_train=few,
-        eval=EvalConfig(frames=60, starts=8, horizon=4, long_starts=3, long_steps=30),
+        eval=EvalConfig(frames=60, starts=8, horizon=4, held_starts=8, long_starts=3, long_steps=30),
     )
 
 # %% ../nbs/00_core.ipynb #92166366
@@ -233,7 +234,7 @@ def _evening() -> Preset:
         predictor_train=TrainConfig(steps=6000, batch_size=160, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3, practice=800_000),
         context_train=TrainConfig(steps=20_000, batch_size=96, lr=1e-3, muon=0.02, checkpoint_every=500),
-        eval=EvalConfig(long_starts=50),
+        eval=EvalConfig(long_starts=150),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf
