@@ -129,8 +129,6 @@ class PredictorConfig:
     own_from: int = 600  # training step from which half of the batches begin with such steps
     practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
     glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
-    glimpse_weight: float = 0.1  # weight of its error, beside the picture's
-    eyes_share: float = 1.0  # share of each batch from which all of it learns; from the rest only the glimpse, which is quick
     scars: float = 0.0  # share of training samples with a damaged history, to be repaired; pays only in long training
 
 # %% ../nbs/00_core.ipynb #47a81662
@@ -157,7 +155,6 @@ class ContextConfig:
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     memory: int = 4  # past actions it is told, up to `MEMORY`
     glimpse: int = 0  # width of the part that decides first where the smallest new thing goes; 0: there is none
-    eyes_share: float = 1.0  # share of each batch from which all of it learns; from the rest only the glimpse, which is quick
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
     practice: int = 100_000  # transitions searched for surprising ones, as the predictor's; 0: none
     still_display: float = 0.5  # share of training samples all of whose frames show the last one's score and lives
@@ -199,12 +196,13 @@ class Preset:
     data: DataConfig = DataConfig()  # recordings
     lam: LAMConfig = LAMConfig(quiet=True, decay=0.98, picture=25.0, practice=100_000)  # Part 2
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
-    predictor: PredictorConfig = PredictorConfig(glimpse=64, eyes_share=0.2)  # Part 3
-    predictor_train: TrainConfig = TrainConfig(steps=1300, batch_size=160, lr=1e-3, muon=0.02)
+    glimpse_train: TrainConfig = TrainConfig(steps=800, batch_size=256, lr=1e-3, muon=0.02)  # Parts 3 and 4, each for itself
+    predictor: PredictorConfig = PredictorConfig(glimpse=64)  # Part 3
+    predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
-    context: ContextConfig = ContextConfig(memory=16, glimpse=48, eyes_share=1 / 3)  # Part 4, action and frames
-    context_train: TrainConfig = TrainConfig(steps=3000, batch_size=96, lr=1e-3, muon=0.02)
+    context: ContextConfig = ContextConfig(memory=16, glimpse=48)  # Part 4, action and frames
+    context_train: TrainConfig = TrainConfig(steps=3000, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6
@@ -215,8 +213,9 @@ def _smoke() -> Preset:
         data=DataConfig(transitions=600, max_steps=50),
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True, decay=0.98, picture=25.0, practice=200),
         lam_train=few,
-        predictor=PredictorConfig(glimpse=16, eyes_share=0.5, own_from=10, practice=200),
-        context=ContextConfig(memory=16, glimpse=16, eyes_share=0.5, practice=200),
+        glimpse_train=few,
+        predictor=PredictorConfig(glimpse=16, own_from=10, practice=200),
+        context=ContextConfig(memory=16, glimpse=16, practice=200),
         predictor_train=few,
         mlp_train=replace(few, batch_size=64, muon=0.0),
         context_train=few,
@@ -230,10 +229,11 @@ def _evening() -> Preset:
         data=DataConfig(transitions=720_000),
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
-        predictor=PredictorConfig(glimpse=96, eyes_share=0.2, scars=0.3),
-        predictor_train=TrainConfig(steps=6000, batch_size=160, lr=1e-3, muon=0.02, checkpoint_every=500),
-        context=ContextConfig(memory=16, glimpse=96, eyes_share=1 / 3, practice=800_000),
-        context_train=TrainConfig(steps=20_000, batch_size=96, lr=1e-3, muon=0.02, checkpoint_every=500),
+        glimpse_train=TrainConfig(steps=4000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),
+        predictor=PredictorConfig(glimpse=96, scars=0.3),
+        predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        context=ContextConfig(memory=16, glimpse=96, practice=800_000),
+        context_train=TrainConfig(steps=20_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=150),
     )
 

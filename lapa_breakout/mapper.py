@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'write_pairs', 'read_pairs', 'ActionLatentPairDataset', 'get_action_latent_dataloaders', 'check_temperature',
-           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'ContextMapper',
-           'context_batches']
+           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'ill_informed',
+           'remember', 'ActionGlimpse', 'ContextMapper', 'context_batches']
 
 # %% ../nbs/04_mapper.ipynb #b800c020
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,6 +203,45 @@ def still_display(
     still = torch.rand(len(history), 1, 1, 1, device=history.device) < share
     return torch.cat([torch.where(still, above[:, -1:], above), history[:, :, FIELD_TOP:]], 2)
 
+
+def ill_informed(history: Tensor, past: Tensor, cfg: ContextConfig) -> tuple[Tensor, Tensor]:  # the same shapes
+    "For training: some samples are not told the past, the display of some stands still"
+    forget = torch.rand(len(past), 1, device=past.device) < cfg.past_dropout
+    return still_display(history, cfg.still_display), past.masked_fill(forget, cfg.actions)
+
+
+def remember(past: Tensor, cfg: ContextConfig) -> Tensor:  # (B, any number) -> (B, M)
+    "The last actions; those that nobody told are unknown, and FIRE turns the knob as little as NOOP does"
+    past = F.pad(past, (cfg.memory - past.shape[1], 0), value=cfg.actions)
+    return past.masked_fill(past == ACTIONS.index("FIRE"), ACTIONS.index("NOOP"))
+
+# %% ../nbs/04_mapper.ipynb #a3b2044c
+class ActionGlimpse(Glimpse):
+    "A glimpse that is told the action, and those before"
+
+    kind, config_cls = "action_glimpse", ContextConfig
+
+    def __init__(self, cfg: ContextConfig):
+        super().__init__(cfg, told=cfg.actions + cfg.memory * (cfg.actions + 1))
+
+    def forward(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # -> -, (B, places)
+        "Where the smallest new thing is, and logits of where it goes; (B, T, 105, 80), (B,), (B, M)"
+        here = newest(history[:, -2:-1], history[:, -1:])
+        told = [to_one_hot(action, self.cfg.actions), to_one_hot(remember(past, self.cfg), self.cfg.actions + 1).flatten(1)]
+        return here, self.choose(history, here, torch.cat(told, 1))
+
+    def loss(
+        self,
+        batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],  # as `context_batches` gives; its codes are not looked at
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "Error of the place"
+        history, action, past, _, next_frame = batch
+        if self.training:
+            history, past = ill_informed(history, past, self.cfg)
+        history = to_float(history)
+        here, places = self(history, action, past)
+        return self.judge(places, self.place(here, newest(history[:, -1:], to_float(next_frame))))
+
 # %% ../nbs/04_mapper.ipynb #dbe18a94
 class ContextMapper(SavedModel):
     "Recent frames and the action to a distribution over codes at each position"
@@ -214,8 +252,7 @@ class ContextMapper(SavedModel):
         super().__init__()
         self.cfg = cfg
         width = cfg.channels[-1]
-        told = cfg.actions + cfg.memory * (cfg.actions + 1)
-        self.glimpse = Glimpse(cfg.history, told, cfg.glimpse) if cfg.glimpse else None
+        self.glimpse = ActionGlimpse(cfg) if cfg.glimpse else None  # trained before, alone
         self.look = Eyes(cfg, marks=1 if cfg.glimpse else 0)
         self.action = nn.Embedding(cfg.actions, cfg.embed_dim)
         self.past = nn.Embedding(cfg.memory * (cfg.actions + 1), cfg.embed_dim)  # each action in each place
@@ -246,28 +283,14 @@ class ContextMapper(SavedModel):
         "Logits of each cell's code, once it is decided where the smallest new thing goes"
         marks = []
         if self.glimpse is not None:
-            here, logits = self.foresee(history, action, past)
+            here, logits = self.glimpse(history, action, past)
             marks = [self.glimpse.mark(here, (logits if chance is None else logits + chance).argmax(1))]
-        return self.name(self.look(history, *marks)[-1], action, self._remember(past))
-
-    def foresee(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # as for `forward`
-        "Where the smallest new thing is, and logits (B, places) of where it goes"
-        here = newest(history[:, -2:-1], history[:, -1:])
-        return here, self._expect(history, here, action, self._remember(past))
-
-    def _expect(self, history: Tensor, here: Newest, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
-        told = [to_one_hot(action, self.cfg.actions), to_one_hot(past, self.cfg.actions + 1).flatten(1)]
-        return self.glimpse(history, here, torch.cat(told, 1))  # type: ignore[misc]
-
-    def _remember(self, past: Tensor) -> Tensor:  # (B, any number) -> (B, M)
-        "The last actions; those that nobody told are unknown, and FIRE turns the knob as little as NOOP does"
-        past = F.pad(past, (self.cfg.memory - past.shape[1], 0), value=self.cfg.actions)
-        return past.masked_fill(past == ACTIONS.index("FIRE"), ACTIONS.index("NOOP"))
+        return self.name(self.look(history, *marks)[-1], action, past)
 
     def name(self, seen: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, c, 7, 5), (B,), (B, M) -> (B, 256, 7, 5)
         "The same from what was seen"
         place = (self.cfg.actions + 1) * torch.arange(self.cfg.memory, device=past.device)
-        everywhere = torch.cat([seen.amax((2, 3)), self.action(action), self.past(past + place).sum(1)], 1)
+        everywhere = torch.cat([seen.amax((2, 3)), self.action(action), self.past(remember(past, self.cfg) + place).sum(1)], 1)
         told = everywhere[:, :, None, None].expand(-1, -1, *seen.shape[2:])
         return self.choose(self.talk(self.join(torch.cat([seen, told], 1)))) + self.place
 
@@ -275,29 +298,17 @@ class ContextMapper(SavedModel):
         self,
         batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],  # as `context_batches` gives
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "Cross-entropy over all cells, given where the smallest new thing went, and that of the place"
+        "Cross-entropy over all cells; in training given where the smallest new thing truly went"
         history, action, past, codes, next_frame = batch
         if self.training:
-            forget = torch.rand(len(past), 1, device=past.device) < self.cfg.past_dropout
-            past = past.masked_fill(forget, self.cfg.actions)
-            history = still_display(history, self.cfg.still_display)
+            history, past = ill_informed(history, past, self.cfg)
         history, grid = to_float(history), unflatten_codes(codes.long(), self.cfg.grid)
-        if self.glimpse is None or not self.training:
+        if self.training and self.glimpse is not None:
+            _, mark = self.glimpse.truth(history, history[:, -1:], to_float(next_frame))
+            logits = self.name(self.look(history, mark)[-1], action, past)
+        else:
             logits = self(history, action, past)
-            return F.cross_entropy(logits, grid), {"accuracy": (logits.max(1).indices == grid).float().mean()}
-        past, some = self._remember(past), slice(math.ceil(self.cfg.eyes_share * len(history)))
-        here, went, mark = self._true_place(history, to_float(next_frame))
-        places = self._expect(history, here, action, past)
-        logits = self.name(self.look(history[some], mark[some])[-1], action[some], past[some])
-        right = {"accuracy": logits.max(1).indices == grid[some], "place": places.max(1).indices == went}
-        error = F.cross_entropy(logits, grid[some]) + F.cross_entropy(places, went)
-        return error, {name: each.float().mean() for name, each in right.items()}
-
-    def _true_place(self, history: Tensor, next_frame: Tensor) -> tuple[Newest, Tensor, Tensor]:
-        "Where the newest thing is, the place (B,) where it went, and that place marked"
-        here = newest(history[:, -2:-1], history[:, -1:])
-        went = self.glimpse.place(here, newest(history[:, -1:], next_frame))  # type: ignore[union-attr]
-        return here, went, self.glimpse.mark(here, went)  # type: ignore[union-attr]
+        return F.cross_entropy(logits, grid), {"accuracy": (logits.argmax(1) == grid).float().mean()}
 
     @torch.no_grad()
     def logits(
@@ -326,14 +337,15 @@ class ContextMapper(SavedModel):
         "log p(place, codes | history, action) of every action; past ones are unknown"
         check_frames(history, "history", self.cfg.history)
         training, grid = self.training, unflatten_codes(codes, self.cfg.grid)
-        past = self.eval()._remember(torch.full((len(history), 1), self.cfg.actions, device=history.device))
+        self.eval()
+        past = torch.full((len(history), 1), self.cfg.actions, device=history.device)
         actions = torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
         marks, unlikely = [], torch.zeros(len(actions), len(history), device=history.device)
         if self.glimpse is not None:
-            here, went, mark = self._true_place(history, next_frame)
+            went, mark = self.glimpse.truth(history, history[:, -1:], next_frame)
             marks = [mark]
             unlikely += torch.stack(
-                [F.cross_entropy(self._expect(history, here, action, past), went, reduction="none") for action in actions])
+                [F.cross_entropy(self.glimpse(history, action, past)[1], went, reduction="none") for action in actions])
         seen = self.look(history, *marks)[-1]
         unlikely += torch.stack(
             [F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions])

@@ -29,8 +29,8 @@ from .core import (
 from .data import EpisodeStore, TransitionDataset, collect_episodes, split_episodes
 from .lam import LatentActionModel, extract_latents, pair_batches
 from .mapper import (
-    ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, write_pairs)
-from .predictor import NextFramePredictor, history_batches, surprises
+    ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, write_pairs)
+from .predictor import CodeGlimpse, Glimpse, NextFramePredictor, history_batches, surprises
 from .training import History, fit
 
 # %% ../nbs/09_pipeline.ipynb #fc80ea99
@@ -95,20 +95,26 @@ def identities(
     store: EpisodeStore,
     preset: Preset,
     seed: int,
-) -> dict[str, str]:  # of "lam", "codes", "predictor", "mlp", "context"
+) -> dict[str, str]:  # of "lam", "codes", "mlp", and of predictor and mapper with their glimpses
     "Fingerprints of every product, each including those it was made from"
     recording = [[meta["file"], int(length)] for meta, length in zip(store.episodes, store.length, strict=True)]
     lam = fingerprint([recording, preset.data.fractions, preset.lam, preset.lam_train, seed])
-    predictor = fingerprint([lam, preset.predictor, preset.predictor_train, seed])
+    code_glimpse = fingerprint([lam, preset.predictor, preset.glimpse_train, seed])
+    predictor = fingerprint([code_glimpse, preset.predictor_train])
+    action_glimpse = fingerprint([lam, preset.context, preset.glimpse_train, seed])
     return {
         "lam": lam, "codes": fingerprint([lam, "codes"]),
-        "predictor": predictor,
+        "code_glimpse": code_glimpse, "predictor": predictor,
         "mlp": fingerprint([lam, preset.mlp, preset.mlp_train, seed]),
-        "context": fingerprint([predictor, preset.context, preset.context_train, seed])}
+        "action_glimpse": action_glimpse, "context": fingerprint([predictor, action_glimpse, preset.context_train])}
 
 # %% ../nbs/09_pipeline.ipynb #d98241b5
-_CONFIGS = {"lam": LAMConfig, "predictor": PredictorConfig, "mlp": MLPConfig, "context": ContextConfig}
-FILES = {"lam": "lam.pt", "predictor": "predictor.pt", "mlp": "action_to_latent_best.pt", "context": "context_mapper.pt"}
+_CONFIGS = {
+    "lam": LAMConfig, "code_glimpse": PredictorConfig, "predictor": PredictorConfig, "mlp": MLPConfig,
+    "action_glimpse": ContextConfig, "context": ContextConfig}
+FILES = {
+    "lam": "lam.pt", "code_glimpse": "code_glimpse.pt", "predictor": "predictor.pt", "mlp": "action_to_latent_best.pt",
+    "action_glimpse": "action_glimpse.pt", "context": "context_mapper.pt"}
 
 
 def _finished(path: Path, kind: str, identity: str) -> dict | None:
@@ -225,6 +231,24 @@ def read_codes(
     except (OSError, ValueError, EOFError) as error:
         raise LapaError(f"codes.npy is damaged: delete {paths.latents} and run `lapa_breakout extract` again") from error
 
+# %% ../nbs/09_pipeline.ipynb #417cb4b0
+def _train_glimpse(
+    kind: str, paths: Paths, identity: dict[str, str], preset: Preset, seed: int, build: Callable[[], Glimpse],
+    batches: Callable[[str, int], Callable[[int], Any]], trackers: Sequence[str],
+) -> float:
+    "Train and save a glimpse, if the preset has one and that is not done; returns how many seconds that took"
+    if not (preset.predictor if kind == "code_glimpse" else preset.context).glimpse:
+        return 0.0
+    cfg = replace(preset.glimpse_train, seed=seed)
+    return _train(kind, paths, identity[kind], cfg, build, batches, "val_place", trackers)[1]["seconds"]
+
+
+def _with_glimpse(model: Any, kind: type[Glimpse], paths: Paths) -> Any:
+    "The same model, with the glimpse that was trained before it"
+    if model.cfg.glimpse:
+        model.glimpse = kind.load(paths.checkpoints / FILES[kind.kind])
+    return model
+
 # %% ../nbs/09_pipeline.ipynb #304e1192
 def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn to draw the next frame from history and codes"
@@ -232,15 +256,19 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     parts, identity = splits(store, preset), identities(store, preset, seed)
     codes = read_codes(paths, identity["codes"])
 
-    def batches(part: str, size: int) -> Callable[[int], Any]:
-        practice = _practice(paths, preset, preset.predictor.practice if part == "train" else 0, seed)
-        return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
+    def batches(part: str, size: int, cfg: PredictorConfig = preset.predictor) -> Callable[[int], Any]:
+        practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed)
+        return history_batches(parts[part], codes, size, seed, cfg, practice)
 
+    looked = _train_glimpse(
+        "code_glimpse", paths, identity, preset, seed, lambda: CodeGlimpse(preset.predictor),
+        lambda part, size: batches(part, size, replace(preset.predictor, own_steps=0)), trackers)
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], replace(preset.predictor_train, seed=seed),
-        lambda: NextFramePredictor(preset.predictor), batches, "val_psnr", trackers)
-    note_time(paths, "train_predictor", extra["seconds"])
-    return StageReport("train-predictor", skipped, extra["seconds"], f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
+        lambda: _with_glimpse(NextFramePredictor(preset.predictor), CodeGlimpse, paths), batches, "val_psnr", trackers)
+    seconds = looked + extra["seconds"]
+    note_time(paths, "train_predictor", seconds)
+    return StageReport("train-predictor", skipped, seconds, f"validation PSNR {extra['final']['val_psnr']:.2f} dB")
 
 # %% ../nbs/09_pipeline.ipynb #dabfd4be
 def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
@@ -257,12 +285,18 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         "mlp", paths, identity["mlp"], replace(preset.mlp_train, seed=seed), lambda: ActionToLatentMLP(preset.mlp),
         lambda part, size: mlp_batches(pairs, held_out if part == "validation" else ~held_out, size, seed), "val_accuracy",
         trackers)
+
+    def batches(part: str, size: int) -> Callable[[int], Any]:
+        practice = _practice(paths, preset, preset.context.practice if part == "train" else 0, seed)
+        return context_batches(parts[part], codes, size, seed, practice)
+
+    looked = _train_glimpse(
+        "action_glimpse", paths, identity, preset, seed, lambda: ActionGlimpse(preset.context), batches, trackers)
     skipped, context = _train(
         "context", paths, identity["context"], replace(preset.context_train, seed=seed),
-        lambda: ContextMapper(preset.context).start_from(predictor),
-        lambda part, size: context_batches(parts[part], codes, size, seed, _practice(
-            paths, preset, preset.context.practice if part == "train" else 0, seed)), "val_accuracy", trackers)
-    seconds = mlp["seconds"] + context["seconds"]
+        lambda: _with_glimpse(ContextMapper(preset.context).start_from(predictor), ActionGlimpse, paths), batches,
+        "val_accuracy", trackers)
+    seconds = mlp["seconds"] + looked + context["seconds"]
     note_time(paths, "train_mapper", seconds)
     alone, seeing = (extra["final"]["val_accuracy"] for extra in (mlp, context))
     line = f"validation accuracy {alone:.1%} from the action alone, {seeing:.1%} with frames"
