@@ -1111,9 +1111,8 @@ def analyse(
     test = draw_material(run, store, split["test"], cfg.frames, seed, latents)
     if latents is not None and token_accuracy(codes_at(run, store, test.index[:50]), test.codes[:50]) < 0.99:
         raise LapaError("the stored codes are those of another latent action model: run `lapa_breakout extract` again")
-    starts, held_from = (
-        draw_starts(run, store, split["test"], count, steps, seed)
-        for count, steps in ((cfg.starts, cfg.horizon), (cfg.held_starts, 5)))
+    starts = draw_starts(run, store, split["test"], cfg.starts, cfg.horizon, seed)
+    held_from = draw_starts(run, store, split["test"], cfg.held_starts, 5, seed)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "one step": lambda: judge_one_step(run, test),
         "codes": lambda: judge_alphabet(run, store, split, test, 10 * cfg.frames, seed, latents),

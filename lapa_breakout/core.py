@@ -129,7 +129,7 @@ class PredictorConfig:
     own_from: int = 600  # training step from which half of the batches begin with such steps
     practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
     glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
-    scars: float = 0.0  # share of training samples with a damaged history, to be repaired; pays only in long training
+    scars: float = 0.3  # share of training samples with a damaged history, to be repaired
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _evening() -> Preset:
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         glimpse_train=TrainConfig(steps=4000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),
-        predictor=PredictorConfig(glimpse=96, scars=0.3),
+        predictor=PredictorConfig(glimpse=96),
         predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, practice=800_000),
         context_train=TrainConfig(steps=20_000, lr=1e-3, muon=0.02, checkpoint_every=500),
