@@ -79,8 +79,8 @@ class LapaError(Exception):
 @dataclass(frozen=True)
 class DataConfig:
     "What to record."
-    transitions: int = 120_000  # at least so many, over all players together
-    players: tuple[str, ...] = ("random", "novice", "fair", "expert")  # shares are equal
+    transitions: int = 150_000  # at least so many, over all players together
+    players: tuple[str, ...] = ("random", "novice", "patient", "fair", "expert")  # shares are equal
     max_steps: int = 1500  # an episode is cut after so many actions
     frameskip: int = 4  # game frames per action; the last one is kept
     sticky: float = 0.0  # chance that ALE repeats the last action instead of the given one
@@ -226,7 +226,7 @@ def _smoke() -> Preset:
 def _evening() -> Preset:
     return Preset(
         name="evening",
-        data=DataConfig(transitions=720_000),
+        data=DataConfig(transitions=720_000, players=("random", "novice", "fair", "expert")),
         lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
         lam_train=TrainConfig(steps=8000, checkpoint_every=500),
         glimpse_train=TrainConfig(steps=4000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),

@@ -183,21 +183,23 @@ class TrackingPlayer(RandomPlayer):
 
 # %% ../nbs/01_data.ipynb #4281eeea
 class PatientPlayer(TrackingPlayer):
-    "Lets up to 39 steps pass before it thinks of serving; it moves the paddle meanwhile, or does nothing."
+    "Lets up to 39 steps pass before it thinks of serving; in half of these pauses it moves the paddle now and then."
 
     def reset(self, seed: int) -> None:
         super().reset(seed)
         self.rest: int | None = None  # steps until it serves; None: a ball is there
+        self.idle = False  # whether it leaves the paddle alone meanwhile
 
     def _choose(self, seen: Spotted) -> int:
         if seen.ball is not None:
             self.rest = None
         elif self.rest is None:
-            self.rest = int(self.random.integers(40))
+            self.rest, self.idle = int(self.random.integers(40)), bool(self.random.random() < 0.5)
         if not self.rest:
             return super()._choose(seen)
         self.rest, self.before = self.rest - 1, None
-        return int(self.random.choice([ACTIONS.index(name) for name in ("NOOP", "NOOP", "RIGHT", "LEFT")]))
+        choice = ("NOOP",) if self.idle else ("NOOP", "NOOP", "RIGHT", "LEFT")
+        return ACTIONS.index(str(self.random.choice(choice)))
 
 # %% ../nbs/01_data.ipynb #b6a5c9ca
 def make_player(

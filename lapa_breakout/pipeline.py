@@ -233,14 +233,14 @@ def read_codes(
 
 # %% ../nbs/09_pipeline.ipynb #417cb4b0
 def _train_glimpse(
-    kind: str, paths: Paths, identity: dict[str, str], preset: Preset, seed: int, build: Callable[[], Glimpse],
+    kind: type[Glimpse], cfg: Any, paths: Paths, identity: dict[str, str], train: TrainConfig,
     batches: Callable[[str, int], Callable[[int], Any]], trackers: Sequence[str],
 ) -> float:
-    "Train and save a glimpse, if the preset has one and that is not done; returns how many seconds that took"
-    if not (preset.predictor if kind == "code_glimpse" else preset.context).glimpse:
+    "Train and save a glimpse, if its model has one and that is not done; returns how many seconds that took"
+    if not cfg.glimpse:
         return 0.0
-    cfg = replace(preset.glimpse_train, seed=seed)
-    return _train(kind, paths, identity[kind], cfg, build, batches, "val_place", trackers)[1]["seconds"]
+    return _train(
+        kind.kind, paths, identity[kind.kind], train, lambda: kind(cfg), batches, "val_place", trackers)[1]["seconds"]
 
 
 def _with_glimpse(model: Any, kind: type[Glimpse], paths: Paths) -> Any:
@@ -261,7 +261,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
         return history_batches(parts[part], codes, size, seed, cfg, practice)
 
     looked = _train_glimpse(
-        "code_glimpse", paths, identity, preset, seed, lambda: CodeGlimpse(preset.predictor),
+        CodeGlimpse, preset.predictor, paths, identity, replace(preset.glimpse_train, seed=seed),
         lambda part, size: batches(part, size, replace(preset.predictor, own_steps=0)), trackers)
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], replace(preset.predictor_train, seed=seed),
@@ -291,7 +291,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         return context_batches(parts[part], codes, size, seed, practice)
 
     looked = _train_glimpse(
-        "action_glimpse", paths, identity, preset, seed, lambda: ActionGlimpse(preset.context), batches, trackers)
+        ActionGlimpse, preset.context, paths, identity, replace(preset.glimpse_train, seed=seed), batches, trackers)
     skipped, context = _train(
         "context", paths, identity["context"], replace(preset.context_train, seed=seed),
         lambda: _with_glimpse(ContextMapper(preset.context).start_from(predictor), ActionGlimpse, paths), batches,
