@@ -233,7 +233,7 @@ def read_codes(
 
 # %% ../nbs/09_pipeline.ipynb #417cb4b0
 def _train_glimpse(
-    kind: type[Glimpse], cfg: Any, paths: Paths, identity: dict[str, str], train: TrainConfig,
+    kind: Any, cfg: Any, paths: Paths, identity: dict[str, str], train: TrainConfig,  # a kind of glimpse, its model's options
     batches: Callable[[str, int], Callable[[int], Any]], trackers: Sequence[str],
 ) -> float:
     "Train and save a glimpse, if its model has one and that is not done; returns how many seconds that took"
