@@ -226,14 +226,14 @@ def _smoke() -> Preset:
 def _evening() -> Preset:
     return Preset(
         name="evening",
-        data=DataConfig(transitions=720_000, players=("random", "novice", "fair", "expert")),
-        lam=LAMConfig(warmup=2400, reset_stop=5600, picture=20.0),
-        lam_train=TrainConfig(steps=8000, checkpoint_every=500),
-        glimpse_train=TrainConfig(steps=4000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),
-        predictor=PredictorConfig(glimpse=96),
-        predictor_train=TrainConfig(steps=6000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        data=DataConfig(transitions=900_000),
+        lam=LAMConfig(decay=0.98, warmup=2200, reset_stop=3800, picture=25.0, practice=800_000),
+        lam_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),
+        predictor=PredictorConfig(glimpse=96, practice=800_000),
+        predictor_train=TrainConfig(steps=4000, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, practice=800_000),
-        context_train=TrainConfig(steps=20_000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        context_train=TrainConfig(steps=10_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=150),
     )
 
