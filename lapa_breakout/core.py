@@ -47,7 +47,7 @@ def to_float(
     frames = torch.as_tensor(frames)
     if frames.dtype != torch.uint8:
         raise TypeError(f"to_float wants uint8 frames, got {frames.dtype}")
-    return frames.float() / 255
+    return frames.float().div_(255)
 
 
 def to_uint8(

@@ -62,10 +62,12 @@ def alike_nearby(
     frames: Tensor,  # (..., rows, columns)
 ) -> Tensor:  # the same shape
     "How many of the 3×3 pixels around each one have its brightness, itself among them"
-    ringed, (height, width) = F.pad(frames, (1,) * 4, value=-1.0), frames.shape[-2:]
-    alike = torch.ones_like(frames)
-    for row, col in [(row, col) for row in range(3) for col in range(3) if (row, col) != (1, 1)]:
-        alike = alike + (ringed[..., row : row + height, col : col + width] == frames).float()
+    ringed, (height, width) = F.pad(frames, (2, 2, 1, 1), value=-1.0), frames.shape[-2:]
+    one, alike = ringed[..., : height + 1, 1 : width + 3], torch.ones_like(frames)
+    for row, col in ((0, 1), (1, 0), (1, 1), (1, -1)):  # the other four directions are these, seen from the other pixel
+        same = (one == ringed[..., row : row + height + 1, col + 1 : col + width + 3]).float()
+        alike += same[..., 1:, 1:-1]
+        alike += same[..., 1 - row : height + 1 - row, 1 - col : width + 1 - col]
     return alike
 
 
@@ -78,13 +80,15 @@ def newest(
     top: int = FIELD_TOP,  # row from which on it may be: digits above change at every point
 ) -> Newest:
     "What is small and has appeared; else where few pixels have; else what is small and was there before"
-    lit = F.pad((now > 0)[..., top:, :], (0, 0, top, 0))
+    size, before, now = (frames[..., top:, :] for frames in (alike_nearby(now).clamp(min=2), before, now))
+    lit = now > 0
     fresh = lit & (now > before)
-    size, appeared = alike_nearby(now).clamp(min=2), pixels_nearby(fresh.float(), window).round()
+    appeared = pixels_nearby(fresh.float(), window).round()
     rank = torch.where(fresh & (appeared <= few), 10 + appeared, torch.inf)
     rank = torch.where(lit & (size <= small), torch.where(fresh, size, 20 + size), rank).flatten(1)
     place = rank.argmin(1)
-    return Newest(place // now.shape[-1], place % now.shape[-1], rank.gather(1, place[:, None])[:, 0] < torch.inf)
+    there = rank.gather(1, place[:, None])[:, 0] < torch.inf
+    return Newest((place // now.shape[-1] + top) * there, place % now.shape[-1], there)
 
 # %% ../nbs/03_predictor.ipynb #2ba00f14
 def surprising(
@@ -156,10 +160,12 @@ class Glimpse(SavedModel):
 
     def around(self, history: Tensor, here: Newest) -> Tensor:  # (B, T, 105, 80) -> (B, T, 32, 32)
         "What lies around it; black beyond the picture"
-        padded, step = F.pad(history, (self.size // 2,) * 4), torch.arange(self.size, device=history.device)
-        within = (step[:, None] * padded.shape[-1] + step).flatten()  # (size * size,)
-        where = (here.row * padded.shape[-1] + here.col)[:, None] + within
-        return padded.flatten(2).gather(2, where[:, None].expand(-1, history.shape[1], -1)).unflatten(2, (self.size, self.size))
+        step = torch.arange(self.size, device=history.device) - self.size // 2
+        row, col = here.row[:, None] + step, here.col[:, None] + step  # (B, size)
+        inside = ((row >= 0) & (row < H))[:, :, None] & ((col >= 0) & (col < W))[:, None]
+        where = (row.clamp(0, H - 1) * W)[:, :, None] + col.clamp(0, W - 1)[:, None]  # (B, size, size)
+        seen = history.flatten(2).gather(2, where.flatten(1)[:, None].expand(-1, history.shape[1], -1))
+        return seen.unflatten(2, (self.size, self.size)) * inside[:, None]
 
     def place(self, here: Newest, there: Newest) -> Tensor:  # -> (B,) int64
         "The number of the place where it went"
