@@ -192,19 +192,21 @@ def _open(preset: "Preset", paths: "Paths", pretrained: bool) -> tuple["Run", "E
     return load_run(paths.root, preset.name), store
 
 # %% ../nbs/13_cli.ipynb #5b3a58a2
-def _judge(run: "Run", store: "EpisodeStore", preset: "Preset", seed: int, codes: Any = None) -> dict[str, float]:
-    "All figures, on the test episodes; `codes` are those that `extract` has written, if it has."
+def _judge(
+    run: "Run", store: "EpisodeStore", preset: "Preset", seed: int, codes: Any = None, part: str = "test"
+) -> dict[str, float]:
+    "All figures, on the episodes of that part; `codes` are those that `extract` has written, if it has."
     from lapa_breakout.analysis import analyse
     from lapa_breakout.data import split_episodes
     from tqdm.auto import tqdm
 
-    _tell(f"analyse: models {run.source}; recording {_short(store.folder)}")
+    _tell(f"analyse: models {run.source}; recording {_short(store.folder)}, {part} episodes")
 
     def show(parts: Any) -> Any:
         return tqdm(parts, desc="analyse", unit="part")
 
     split = split_episodes(store, preset.data.fractions)
-    return dict(analyse(run, store, split, preset.eval, seed, latents=codes, progress=show))
+    return dict(analyse(run, store, split | {"test": split[part]}, preset.eval, seed, latents=codes, progress=show))
 
 # %% ../nbs/13_cli.ipynb #d2af5c8c
 def _times(paths: "Paths") -> dict[str, float]:
@@ -240,10 +242,10 @@ def _print_table(frame: "pd.DataFrame", title: str) -> None:
     console.print(table, width=max(console.width, 100) if not console.is_terminal else None)
 
 
-def _print_results(figures: dict[str, float], preset: str) -> None:
+def _print_results(figures: dict[str, float], preset: str, part: str = "test") -> None:
     from lapa_breakout.analysis import results_table
 
-    _print_table(results_table(figures, preset), f"preset {preset}, test episodes")
+    _print_table(results_table(figures, preset), f"preset {preset}, {part} episodes")
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
@@ -258,20 +260,24 @@ def analyse(
     seed: _Seed = 0,
     pretrained: _Pretrained = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as flat JSON, and nothing else.")] = False,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="On validation episodes, whenever the result decides anything; keeps nothing.")
+    ] = False,
 ) -> None:
     "Measure the models on held-out episodes, beside baselines and targets."
     wanted, paths = _resolve(preset, data_dir)
+    part = "validation" if validation else "test"
     with redirect_stdout(sys.stderr):
-        if pretrained:
+        if pretrained or validation:
             run, store = _open(wanted, paths, pretrained)
-            figures = _judge(run, store, wanted, seed)
+            figures = _judge(run, store, wanted, seed, part=part)
             figures |= {key: value for key, value in run.figures.items() if key.startswith("time.")}
         else:
             figures = _measure(wanted, paths, seed)
     if as_json:
         print(json.dumps(_finite(figures), indent=1))
     else:
-        _print_results(figures, wanted.name)
+        _print_results(figures, wanted.name, part)
 
 # %% ../nbs/13_cli.ipynb #089e577f
 def _finished_run(folder: Path) -> tuple[str, int, dict[str, float]]:

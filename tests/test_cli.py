@@ -142,6 +142,15 @@ def test_analyse_prints_flat_json_and_nothing_else(run_folder):
     assert figures == json.loads((run_folder / "results" / "figures.json").read_text())
 
 
+def test_validation_episodes_for_choosing_leave_no_trace(run_folder):
+    before = contents(run_folder)
+    done = call("analyse", "--preset", "smoke", "--data-dir", run_folder, "--json", "--validation")
+    assert done.returncode == 0 and contents(run_folder) == before, done.stderr
+    chosen, test = json.loads(done.stdout), json.loads((run_folder / "results" / "figures.json").read_text())
+    assert chosen["lam.perplexity"] == test["lam.perplexity"]  # judged on validation episodes in either case
+    assert chosen["lam.psnr_copy"] != test["lam.psnr_copy"]  # other episodes
+
+
 def test_play_starts_where_it_is_told(finished, tmp_path):
     folder, _ = finished
     film = tmp_path / "films" / "mine.gif"
