@@ -129,6 +129,7 @@ class PredictorConfig:
     own_from: int = 600  # training step from which half of the batches begin with such steps
     practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
     glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
+    drawings: int = 4  # pictures of a cell that each code has, which the glimpse is shown
     scars: float = 0.3  # share of training samples with a damaged history, to be repaired
 
 # %% ../nbs/00_core.ipynb #47a81662

@@ -228,7 +228,7 @@ class ActionGlimpse(Glimpse):
         "Where the smallest new thing is, and logits of where it goes; (B, T, 105, 80), (B,), (B, M)"
         here = newest(history[:, -2:-1], history[:, -1:])
         told = [to_one_hot(action, self.cfg.actions), to_one_hot(remember(past, self.cfg), self.cfg.actions + 1).flatten(1)]
-        return here, self.choose(history, here, torch.cat(told, 1))
+        return here, self.choose(history, here, told)
 
     def loss(
         self,

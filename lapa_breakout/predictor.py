@@ -8,6 +8,7 @@ __all__ = ['extrapolate', 'Newest', 'alike_nearby', 'newest', 'surprising', 'sur
            'PredictorConfig']
 
 # %% ../nbs/03_predictor.ipynb #ce1280bd
+from collections.abc import Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ class Glimpse(SavedModel):
     def __init__(
         self,
         cfg: Any,  # a `PredictorConfig` or `ContextConfig`: its history T, and the width of the convolutions, `glimpse`
-        told: int,  # numbers that are told
+        told: int = 0,  # numbers that are told
+        drawn: int = 0,  # pictures of the same surroundings that are shown as well
         reach: int = 8,  # pixels that the thing may move, along each axis
         size: int = 32,  # pixels along each side of what it sees
         hidden: int = 256,  # width of the layers that decide
@@ -137,7 +139,7 @@ class Glimpse(SavedModel):
             raise ValueError(f"the history is {cfg.history}: a glimpse needs 2 frames or more to see what is new; give glimpse=0")
         self.cfg, self.reach, self.side, self.size, width = cfg, reach, 2 * reach + 1, size, cfg.glimpse
         self.see = nn.Sequential(
-            down(2 * cfg.history - 1, width // 2), down(width // 2, width), mix(width, width, 3), down(width, width),
+            down(2 * cfg.history - 1 + drawn, width // 2), down(width // 2, width), mix(width, width, 3), down(width, width),
             nn.Flatten())
         known = width * (size // 8) ** 2 + told + H + W
         self.decide = nn.Sequential(
@@ -149,23 +151,29 @@ class Glimpse(SavedModel):
         "So many it chooses among: all within reach, row by row, and last: none of them"
         return self.side**2 + 1
 
-    def choose(self, history: Tensor, here: Newest, told: Tensor) -> Tensor:  # (B, T, 105, 80), -, (B, told) -> (B, places)
+    def choose(
+        self,
+        history: Tensor,  # (B, T, 105, 80)
+        here: Newest,
+        told: Sequence[Tensor] = (),  # (B, …) each
+        drawn: Sequence[Tensor] = (),  # (B, …, 32, 32) each
+    ) -> Tensor:  # (B, places)
         "Logits of the places: each has one of its own, one of its row and one of its column"
         around = self.around(history, here)
-        seen = self.see(torch.cat([around, around.diff(dim=1)], 1))
-        said = self.decide(torch.cat([seen, told, to_one_hot(here.row, H), to_one_hot(here.col, W)], 1))
+        seen = self.see(torch.cat([around, around.diff(dim=1), *drawn], 1))
+        said = self.decide(torch.cat([seen, *told, to_one_hot(here.row, H), to_one_hot(here.col, W)], 1))
         own, nowhere, row, col = said.split([self.side**2, 1, self.side, self.side], 1)
         near = own.unflatten(1, (self.side, self.side)) + row[:, :, None] + col[:, None]
         return torch.cat([near.flatten(1), nowhere], 1)
 
-    def around(self, history: Tensor, here: Newest) -> Tensor:  # (B, T, 105, 80) -> (B, T, 32, 32)
-        "What lies around it; black beyond the picture"
+    def around(self, history: Tensor, here: Newest, beyond: int = 0) -> Tensor:  # (B, T, 105, 80) -> (B, T, 32, 32)
+        "What lies around it, and what lies beyond the picture"
         step = torch.arange(self.size, device=history.device) - self.size // 2
         row, col = here.row[:, None] + step, here.col[:, None] + step  # (B, size)
         inside = ((row >= 0) & (row < H))[:, :, None] & ((col >= 0) & (col < W))[:, None]
         where = (row.clamp(0, H - 1) * W)[:, :, None] + col.clamp(0, W - 1)[:, None]  # (B, size, size)
         seen = history.flatten(2).gather(2, where.flatten(1)[:, None].expand(-1, history.shape[1], -1))
-        return seen.unflatten(2, (self.size, self.size)) * inside[:, None]
+        return torch.where(inside[:, None], seen.unflatten(2, (self.size, self.size)), beyond)
 
     def place(self, here: Newest, there: Newest) -> Tensor:  # -> (B,) int64
         "The number of the place where it went"
@@ -202,23 +210,27 @@ def blank_some(grid: Tensor, cfg: PredictorConfig) -> Tensor:  # (B, 7, 5) -> th
 
 
 class CodeGlimpse(Glimpse):
-    "A glimpse that is told the codes of the nine cells around"
+    "A glimpse that is shown the codes: each has drawings of its own of a cell"
 
     kind, config_cls = "code_glimpse", PredictorConfig
 
     def __init__(self, cfg: PredictorConfig):
-        super().__init__(cfg, told=9 * 16)
-        self.hint = nn.Embedding(cfg.codebook_size + 1, 16)  # the last one: "not told"
+        super().__init__(cfg, drawn=cfg.drawings)
+        self.cell = W // cfg.grid[1]  # its side, in pixels
+        self.drawing = nn.Embedding((cfg.codebook_size + 1) * self.cell**2, cfg.drawings)  # of a pixel; last code: "not told"
+        nn.init.normal_(self.drawing.weight, std=0.1)
+
+    def draw(self, grid: Tensor, here: Newest) -> Tensor:  # (B, 7, 5) -> (B, drawings, 32, 32)
+        "What the codes around it draw"
+        pixel = torch.arange(self.cell**2, device=grid.device).view(self.cell, self.cell)
+        codes = rearrange(grid[..., None, None] * self.cell**2 + pixel, "b row col y x -> b 1 (row y) (col x)")[..., :H, :]
+        drawn = self.drawing(self.around(codes, here, beyond=self.cfg.codebook_size * self.cell**2))
+        return rearrange(drawn, "b 1 y x d -> b d y x")
 
     def forward(self, history: Tensor, grid: Tensor) -> tuple[Newest, Tensor]:  # (B, T, 105, 80), (B, 7, 5) -> -, (B, places)
         "Where the smallest new thing is, and logits of where the codes say that it goes"
-        here, cols = newest(history[:, -2:-1], history[:, -1:]), self.cfg.grid[1]
-        ringed = F.pad(grid, (1, 1, 1, 1), value=self.cfg.codebook_size).flatten(1)  # beyond the picture nothing is told
-        cell = W // cols  # its side, in pixels
-        first = here.row // cell * (cols + 2) + here.col // cell
-        nearby = torch.arange(3, device=grid.device)
-        around = first[:, None] + (nearby[:, None] * (cols + 2) + nearby).flatten()
-        return here, self.choose(history, here, self.hint(ringed.gather(1, around)).flatten(1))
+        here = newest(history[:, -2:-1], history[:, -1:])
+        return here, self.choose(history, here, drawn=[self.draw(grid, here)])
 
     def loss(
         self,
