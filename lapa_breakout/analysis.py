@@ -48,9 +48,10 @@ from .data import (
     RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
 from .mapper import ContextMapper, context_batches
-from .metrics import (
-    BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, Located, brick_pixels, bricks_standing,
-    changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle, perplexity, psnr, ssim)
+from lapa_breakout.metrics import (
+    BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, brick_pixels,
+    bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle, perplexity, psnr,
+    ssim)
 from .pipeline import Run, for_play
 from .predictor import rollout, rollout_codes
 from .training import fit
@@ -545,8 +546,8 @@ def looks(
     "Does it look like Breakout?"
     flat = frames.flatten(0, 1)
     edge = torch.zeros(frames.shape[-2:], dtype=torch.bool)
-    edge[FIELD_TOP - 8 : PADDLE_TOP, : FIELD_LEFT] = edge[FIELD_TOP - 8 : PADDLE_TOP, FIELD_RIGHT + 1 :] = True
-    edge[FIELD_TOP - 8 : FIELD_TOP] = True  # above it is the score
+    edge[WALL_TOP:PADDLE_TOP, :FIELD_LEFT] = edge[WALL_TOP:PADDLE_TOP, FIELD_RIGHT + 1 :] = True
+    edge[WALL_TOP:FIELD_TOP] = True
     odd = ((frames - start[:, None]).abs()[..., edge] > 0.02).sum(-1)
     right = (locate_paddle(flat).found, count_balls(flat) <= 1, odd <= 2, half_bricks(flat) <= 1)
     return Looks(*(part.view(frames.shape[:2]) for part in right))

@@ -197,12 +197,13 @@ class Preset:
     data: DataConfig = DataConfig()  # recordings
     lam: LAMConfig = LAMConfig(quiet=True, decay=0.98, picture=25.0, practice=100_000)  # Part 2
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
-    glimpse_train: TrainConfig = TrainConfig(steps=800, batch_size=256, lr=1e-3, muon=0.02)  # Parts 3 and 4, each for itself
     predictor: PredictorConfig = PredictorConfig(glimpse=64)  # Part 3
+    code_glimpse_train: TrainConfig = TrainConfig(steps=1000, batch_size=256, lr=4e-3, muon=0.08)  # before the predictor
     predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
     context: ContextConfig = ContextConfig(memory=16, glimpse=48)  # Part 4, action and frames
+    action_glimpse_train: TrainConfig = TrainConfig(steps=1200, batch_size=256, lr=4e-3, muon=0.08)  # before the mapper
     context_train: TrainConfig = TrainConfig(steps=3000, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
@@ -214,7 +215,8 @@ def _smoke() -> Preset:
         data=DataConfig(transitions=600, max_steps=50),
         lam=LAMConfig(warmup=10, reset_every=5, reset_stop=20, quiet=True, decay=0.98, picture=25.0, practice=200),
         lam_train=few,
-        glimpse_train=few,
+        code_glimpse_train=replace(few, lr=4e-3, muon=0.08),
+        action_glimpse_train=replace(few, lr=4e-3, muon=0.08),
         predictor=PredictorConfig(glimpse=16, own_from=10, practice=200),
         context=ContextConfig(memory=16, glimpse=16, practice=200),
         predictor_train=few,
@@ -230,10 +232,11 @@ def _evening() -> Preset:
         data=DataConfig(transitions=900_000),
         lam=LAMConfig(decay=0.98, warmup=2200, reset_stop=3800, picture=25.0, practice=800_000),
         lam_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=1e-3, muon=0.02, checkpoint_every=500),
         predictor=PredictorConfig(glimpse=96, practice=800_000),
+        code_glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=500),
         predictor_train=TrainConfig(steps=4000, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, practice=800_000),
+        action_glimpse_train=TrainConfig(steps=8000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
         context_train=TrainConfig(steps=10_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=150),
     )

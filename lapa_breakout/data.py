@@ -490,6 +490,18 @@ class Film:
         "The frames of those numbers: an integer, a slice, or an array of any shape."
         return self.rows.take(self.numbers[index], axis=0)
 
+    def cut(
+        self,
+        index: np.ndarray,  # (B, T) frame numbers
+        rows: np.ndarray,  # (B, h) rows, the same in all T frames; any integers
+        cols: np.ndarray,  # (B, w)
+    ) -> np.ndarray:  # (B, T, h, w) uint8
+        "Parts of frames, black beyond the picture; the rest of the frames is not touched."
+        numbers = self.numbers[index[..., None], rows[:, None].clip(0, H - 1)]  # (B, T, h)
+        inside = ((rows >= 0) & (rows < H))[:, :, None] & ((cols >= 0) & (cols < W))[:, None]
+        part: np.ndarray = self.rows[numbers[..., None], cols[:, None, None].clip(0, W - 1)] * inside[:, None]
+        return part
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.uint8, copy=False)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'write_pairs', 'read_pairs', 'ActionLatentPairDataset', 'get_action_latent_dataloaders', 'check_temperature',
-           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'ill_informed',
-           'remember', 'ActionGlimpse', 'ContextMapper', 'context_batches']
+           'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'forget', 'ill_informed',
+           'remember', 'ActionGlimpse', 'told_buttons', 'ContextMapper', 'context_batches']
 
 # %% ../nbs/04_mapper.ipynb #b800c020
 import json
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lapa_breakout.core import (
-    ACTIONS, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
+    ACTIONS, MEMORY, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
     write_bytes)
 from .lam import Residual, by_lot, check_frames, mix, settled
 from .metrics import FIELD_TOP
-from .predictor import Eyes, Glimpse, Newest, newest, to_one_hot
+from .predictor import Eyes, Glimpse, Newest, Sight, to_one_hot
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -204,10 +204,14 @@ def still_display(
     return torch.cat([torch.where(still, above[:, -1:], above), history[:, :, FIELD_TOP:]], 2)
 
 
+def forget(past: Tensor, cfg: ContextConfig) -> Tensor:  # (B, M) -> the same shape
+    "For training: some samples are not told the past"
+    return past.masked_fill(torch.rand(len(past), 1, device=past.device) < cfg.past_dropout, cfg.actions)
+
+
 def ill_informed(history: Tensor, past: Tensor, cfg: ContextConfig) -> tuple[Tensor, Tensor]:  # the same shapes
     "For training: some samples are not told the past, the display of some stands still"
-    forget = torch.rand(len(past), 1, device=past.device) < cfg.past_dropout
-    return still_display(history, cfg.still_display), past.masked_fill(forget, cfg.actions)
+    return still_display(history, cfg.still_display), forget(past, cfg)
 
 
 def remember(past: Tensor, cfg: ContextConfig) -> Tensor:  # (B, any number) -> (B, M)
@@ -226,21 +230,26 @@ class ActionGlimpse(Glimpse):
 
     def forward(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # -> -, (B, places)
         "Where the smallest new thing is, and logits of where it goes; (B, T, 105, 80), (B,), (B, M)"
-        here = newest(history[:, -2:-1], history[:, -1:])
+        sight = self.sight(history)
+        return sight.here, self.expect(sight, action, past)
+
+    def expect(self, sight: Sight, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
+        "The same logits from what it sees"
         told = [to_one_hot(action, self.cfg.actions), to_one_hot(remember(past, self.cfg), self.cfg.actions + 1).flatten(1)]
-        return here, self.choose(history, here, told)
+        return self.choose(sight, told)
 
     def loss(
         self,
-        batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],  # as `context_batches` gives; its codes are not looked at
+        batch: tuple[Sight, Tensor, Tensor, Tensor],  # of `sight_batches`, and `told_buttons`
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Error of the place"
-        history, action, past, _, next_frame = batch
-        if self.training:
-            history, past = ill_informed(history, past, self.cfg)
-        history = to_float(history)
-        here, places = self(history, action, past)
-        return self.judge(places, self.place(here, newest(history[:, -1:], to_float(next_frame))))
+        sight, went, action, past = batch
+        return self.judge(self.expect(sight, action, forget(past, self.cfg) if self.training else past), went)
+
+
+def told_buttons(store: Any, index: np.ndarray) -> tuple[Tensor, Tensor]:  # (B,) -> (B,) int64, (B, M) int64
+    "The action of those frames, and the ones before"
+    return torch.from_numpy(store.actions[index].astype(np.int64)), torch.from_numpy(store.recent(index, MEMORY)[1])
 
 # %% ../nbs/04_mapper.ipynb #dbe18a94
 class ContextMapper(SavedModel):

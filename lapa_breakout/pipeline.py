@@ -28,9 +28,11 @@ from .core import (
     get_preset, load_artifact, paths_for, read_json, write_bytes, write_json)
 from .data import EpisodeStore, TransitionDataset, collect_episodes, split_episodes
 from .lam import LatentActionModel, extract_latents, pair_batches
-from .mapper import (
-    ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, write_pairs)
-from .predictor import CodeGlimpse, Glimpse, NextFramePredictor, history_batches, surprises
+from lapa_breakout.mapper import (
+    ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, told_buttons,
+    write_pairs)
+from .predictor import (
+    CodeGlimpse, Glimpse, NextFramePredictor, Spots, find_spots, history_batches, sight_batches, surprises)
 from .training import History, fit
 
 # %% ../nbs/09_pipeline.ipynb #fc80ea99
@@ -99,9 +101,9 @@ def identities(
     "Fingerprints of every product, each including those it was made from"
     recording = [[meta["file"], int(length)] for meta, length in zip(store.episodes, store.length, strict=True)]
     lam = fingerprint([recording, preset.data.fractions, preset.lam, preset.lam_train, seed])
-    code_glimpse = fingerprint([lam, preset.predictor, preset.glimpse_train, seed])
+    code_glimpse = fingerprint([lam, preset.predictor, preset.code_glimpse_train, seed])
     predictor = fingerprint([code_glimpse, preset.predictor_train])
-    action_glimpse = fingerprint([lam, preset.context, preset.glimpse_train, seed])
+    action_glimpse = fingerprint([lam, preset.context, preset.action_glimpse_train, seed])
     return {
         "lam": lam, "codes": fingerprint([lam, "codes"]),
         "code_glimpse": code_glimpse, "predictor": predictor,
@@ -180,6 +182,17 @@ def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> Transition
     note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
     return found
 
+
+_find_spots = lru_cache(maxsize=1)(find_spots)
+
+
+def _spots(paths: Paths) -> Spots:
+    "Where the newest thing is in each frame of the recording, searched once; the time that it takes is noted"
+    start = time.perf_counter()
+    found = _find_spots(open_store(paths))
+    note_time(paths, "find_spots", read_times(paths).get("find_spots", 0.0) + time.perf_counter() - start)
+    return found
+
 # %% ../nbs/09_pipeline.ipynb #f943830a
 def train_lam(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn latent actions from pairs of frames"
@@ -233,14 +246,21 @@ def read_codes(
 
 # %% ../nbs/09_pipeline.ipynb #417cb4b0
 def _train_glimpse(
-    kind: Any, cfg: Any, paths: Paths, identity: dict[str, str], train: TrainConfig,  # a kind of glimpse, its model's options
-    batches: Callable[[str, int], Callable[[int], Any]], trackers: Sequence[str],
+    kind: Any, cfg: Any, preset: Preset, paths: Paths, seed: int,  # a kind of glimpse, and the options of its model
+    more: Callable[[np.ndarray], tuple[Tensor, ...]], trackers: Sequence[str],  # what it is told about frames
 ) -> float:
     "Train and save a glimpse, if its model has one and that is not done; returns how many seconds that took"
     if not cfg.glimpse:
         return 0.0
-    return _train(
-        kind.kind, paths, identity[kind.kind], train, lambda: kind(cfg), batches, "val_place", trackers)[1]["seconds"]
+    store = open_store(paths)
+    parts, identity = splits(store, preset), identities(store, preset, seed)[kind.kind]
+
+    def batches(part: str, size: int) -> Callable[[int], Any]:
+        practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed)
+        return sight_batches(parts[part], _spots(paths), more, size, seed, practice)
+
+    train = replace(getattr(preset, f"{kind.kind}_train"), seed=seed)
+    return _train(kind.kind, paths, identity, train, lambda: kind(cfg), batches, "val_place", trackers)[1]["seconds"]
 
 
 def _with_glimpse(model: Any, kind: type[Glimpse], paths: Paths) -> Any:
@@ -256,13 +276,12 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
     parts, identity = splits(store, preset), identities(store, preset, seed)
     codes = read_codes(paths, identity["codes"])
 
-    def batches(part: str, size: int, cfg: PredictorConfig = preset.predictor) -> Callable[[int], Any]:
-        practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed)
-        return history_batches(parts[part], codes, size, seed, cfg, practice)
+    def batches(part: str, size: int) -> Callable[[int], Any]:
+        practice = _practice(paths, preset, preset.predictor.practice if part == "train" else 0, seed)
+        return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
     looked = _train_glimpse(
-        CodeGlimpse, preset.predictor, paths, identity, replace(preset.glimpse_train, seed=seed),
-        lambda part, size: batches(part, size, replace(preset.predictor, own_steps=0)), trackers)
+        CodeGlimpse, preset.predictor, preset, paths, seed, lambda index: (torch.from_numpy(codes[index]),), trackers)
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], replace(preset.predictor_train, seed=seed),
         lambda: _with_glimpse(NextFramePredictor(preset.predictor), CodeGlimpse, paths), batches, "val_psnr", trackers)
@@ -291,7 +310,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         return context_batches(parts[part], codes, size, seed, practice)
 
     looked = _train_glimpse(
-        ActionGlimpse, preset.context, paths, identity, replace(preset.glimpse_train, seed=seed), batches, trackers)
+        ActionGlimpse, preset.context, preset, paths, seed, partial(told_buttons, store), trackers)
     skipped, context = _train(
         "context", paths, identity["context"], replace(preset.context_train, seed=seed),
         lambda: _with_glimpse(ContextMapper(preset.context).start_from(predictor), ActionGlimpse, paths), batches,
