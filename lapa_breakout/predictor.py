@@ -419,7 +419,7 @@ def sights(
     index: np.ndarray,  # (B,) frame numbers
     history: int,  # T: frames up to those
 ) -> tuple[Sight, Tensor]:  # and (B,) int64: the number of the place where the thing went
-    "As `Glimpse.sight` and `Glimpse.truth`, from what was found before"
+    "What a `Glimpse` sees there and where the thing goes, from what was found before"
     recent, here = store.recent(index, history)[0], spots.come[index].astype(int)
     step = np.arange(Glimpse.size) - Glimpse.size // 2
     row, col = here[:, :1] + step, here[:, 1:2] + step
