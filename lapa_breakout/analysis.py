@@ -47,7 +47,7 @@ from .core import (
 from .data import (
     RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
-from .mapper import ContextMapper, context_batches
+from .mapper import ContextMapper, context_batches, weigh
 from lapa_breakout.metrics import (
     BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, brick_pixels,
     bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle, perplexity, psnr,
@@ -776,7 +776,7 @@ def read_buttons(
     prior: Tensor,  # (A,) how often each button is pressed
 ) -> Tensor:  # (M,) int64
     "The likeliest buttons given what happened, by a mapper that knows only the other direction."
-    return (mapper.weigh(history, codes, next_frame) + prior.log()).argmax(1)
+    return (weigh(mapper, history, codes, next_frame) + prior.log()).argmax(1)
 
 # %% ../nbs/05_analysis.ipynb #f6e7f363
 @dataclass(frozen=True)

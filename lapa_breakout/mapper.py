@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pairs', 'write_pairs', 'read_pairs', 'ActionLatentPairDataset', 'get_action_latent_dataloaders', 'check_temperature',
            'pick_codes', 'check_actions', 'ActionToLatentMLP', 'mlp_batches', 'still_display', 'forget', 'ill_informed',
-           'remember', 'ActionGlimpse', 'told_buttons', 'ContextMapper', 'context_batches']
+           'remember', 'ActionGlimpse', 'told_buttons', 'ContextMapper', 'context_batches', 'weigh']
 
 # %% ../nbs/04_mapper.ipynb #b800c020
 import json
@@ -24,7 +24,7 @@ from lapa_breakout.core import (
     write_bytes)
 from .lam import Residual, by_lot, check_frames, mix, settled
 from .metrics import FIELD_TOP
-from .predictor import Eyes, Glimpse, Newest, Sight, to_one_hot
+from .predictor import PLACES, Eyes, Glimpse, Newest, Sight, look_closely, mark_place, to_one_hot, true_place
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -230,7 +230,7 @@ class ActionGlimpse(Glimpse):
 
     def forward(self, history: Tensor, action: Tensor, past: Tensor) -> tuple[Newest, Tensor]:  # -> -, (B, places)
         "Where the smallest new thing is, and logits of where it goes; (B, T, 105, 80), (B,), (B, M)"
-        sight = self.sight(history)
+        sight = look_closely(history)
         return sight.here, self.expect(sight, action, past)
 
     def expect(self, sight: Sight, action: Tensor, past: Tensor) -> Tensor:  # -> (B, places)
@@ -273,7 +273,7 @@ class ContextMapper(SavedModel):
     @property
     def places(self) -> int:
         "Among how many places it decides before it names codes"
-        return self.glimpse.places if self.glimpse else 0
+        return PLACES if self.glimpse else 0
 
     def start_from(self, predictor: nn.Module) -> "ContextMapper":
         "Begin with the eyes of a trained `NextFramePredictor`, which are built alike; returns itself"
@@ -293,7 +293,7 @@ class ContextMapper(SavedModel):
         marks = []
         if self.glimpse is not None:
             here, logits = self.glimpse(history, action, past)
-            marks = [self.glimpse.mark(here, (logits if chance is None else logits + chance).argmax(1))]
+            marks = [mark_place(here, (logits if chance is None else logits + chance).argmax(1))]
         return self.name(self.look(history, *marks)[-1], action, past)
 
     def name(self, seen: Tensor, action: Tensor, past: Tensor) -> Tensor:  # (B, c, 7, 5), (B,), (B, M) -> (B, 256, 7, 5)
@@ -313,7 +313,7 @@ class ContextMapper(SavedModel):
             history, past = ill_informed(history, past, self.cfg)
         history, grid = to_float(history), unflatten_codes(codes.long(), self.cfg.grid)
         if self.training and self.glimpse is not None:
-            _, mark = self.glimpse.truth(history, history[:, -1:], to_float(next_frame))
+            _, mark = true_place(history, history[:, -1:], to_float(next_frame))
             logits = self.name(self.look(history, mark)[-1], action, past)
         else:
             logits = self(history, action, past)
@@ -335,31 +335,6 @@ class ContextMapper(SavedModel):
             chance = -temperature * chance.exponential_().log()  # Gumbel noise: its largest sum is a draw
         grid = settled(self)(history, check_actions(action, self.cfg.actions), past, chance)
         return flatten_codes(grid).transpose(1, 2)
-
-    @torch.no_grad()
-    def weigh(
-        self,
-        history: Tensor,  # (B, T, 105, 80) float32
-        codes: Tensor,  # (B, 35) int64
-        next_frame: Tensor,  # (B, 1, 105, 80) float32
-    ) -> Tensor:  # (B, 4)
-        "log p(place, codes | history, action) of every action; past ones are unknown"
-        check_frames(history, "history", self.cfg.history)
-        training, grid = self.training, unflatten_codes(codes, self.cfg.grid)
-        self.eval()
-        past = torch.full((len(history), 1), self.cfg.actions, device=history.device)
-        actions = torch.arange(self.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
-        marks, unlikely = [], torch.zeros(len(actions), len(history), device=history.device)
-        if self.glimpse is not None:
-            went, mark = self.glimpse.truth(history, history[:, -1:], next_frame)
-            marks = [mark]
-            unlikely += torch.stack(
-                [F.cross_entropy(self.glimpse(history, action, past)[1], went, reduction="none") for action in actions])
-        seen = self.look(history, *marks)[-1]
-        unlikely += torch.stack(
-            [F.cross_entropy(self.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions])
-        self.train(training)
-        return -unlikely.T
 
     def sample(
         self,
@@ -385,3 +360,29 @@ def context_batches(
         batch = by_lot(generator, transitions, practice).sample(batch_size, generator)
         return batch.history, batch.action, batch.past, torch.from_numpy(codes[batch.index]), batch.next
     return next_batch
+
+# %% ../nbs/04_mapper.ipynb #d9a8e0bf
+@torch.no_grad()
+def weigh(
+    mapper: ContextMapper,
+    history: Tensor,  # (B, T, 105, 80) float32
+    codes: Tensor,  # (B, 35) int64
+    next_frame: Tensor,  # (B, 1, 105, 80) float32
+) -> Tensor:  # (B, 4)
+    "log p(place, codes | history, action) of every action; past ones are unknown"
+    check_frames(history, "history", mapper.cfg.history)
+    training, grid = mapper.training, unflatten_codes(codes, mapper.cfg.grid)
+    mapper.eval()
+    past = torch.full((len(history), 1), mapper.cfg.actions, device=history.device)
+    actions = torch.arange(mapper.cfg.actions, device=history.device)[:, None].expand(-1, len(history))
+    marks, unlikely = [], torch.zeros(len(actions), len(history), device=history.device)
+    if mapper.glimpse is not None:
+        went, mark = true_place(history, history[:, -1:], next_frame)
+        marks = [mark]
+        unlikely += torch.stack(
+            [F.cross_entropy(mapper.glimpse(history, action, past)[1], went, reduction="none") for action in actions])
+    seen = mapper.look(history, *marks)[-1]
+    unlikely += torch.stack(
+        [F.cross_entropy(mapper.name(seen, action, past), grid, reduction="none").sum((1, 2)) for action in actions])
+    mapper.train(training)
+    return -unlikely.T
