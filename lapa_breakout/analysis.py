@@ -8,11 +8,11 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'code_mutual_information', 'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable',
            'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
            'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'rollout_errors',
-           'foreseeable', 'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches', 'Delta', 'controllability',
-           'PaddleControl', 'shares', 'hold_in_game', 'paddle_control', 'Untold', 'sideways', 'read_from_moves',
-           'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold', 'few_labels', 'steps_per_second', 'judge_play',
-           'judge_rollouts', 'judge_long', 'judge_one_step', 'judge_alphabet', 'analyse', 'Goal', 'results_table',
-           'seeds_table']
+           'foreseeable', 'happenings', 'where_lost', 'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches',
+           'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game', 'paddle_control', 'Untold',
+           'sideways', 'read_from_moves', 'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold', 'few_labels',
+           'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step', 'judge_alphabet',
+           'analyse', 'Goal', 'results_table', 'seeds_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import math
@@ -48,10 +48,10 @@ from .data import (
     RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
 from .mapper import ContextMapper, context_batches, weigh
-from lapa_breakout.metrics import (
-    BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, brick_pixels,
-    bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle, perplexity, psnr,
-    ssim)
+from .metrics import (
+    BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, ball_from_ram,
+    brick_pixels, bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle,
+    perplexity, psnr, ssim)
 from .pipeline import Run, for_play
 from .predictor import rollout, rollout_codes
 from .training import fit
@@ -512,6 +512,44 @@ def foreseeable(
     if not shares:
         raise LapaError(f"none of the starts has {history} frames with a ball before it: take more of them")
     return np.nanmean(shares, 0)
+
+# %% ../nbs/05_analysis.ipynb #c5e91d72
+def happenings(
+    store: EpisodeStore,
+    index: np.ndarray,  # (M,) frame numbers, of transitions
+) -> np.ndarray:  # (M,) names
+    "What happens between a frame and the next, by the game's memory"
+    x, y = store.ram[:, 0].astype(int), store.ram[:, 1].astype(int)
+    there, drawn = y > 0, ball_from_ram(torch.from_numpy(store.ram)).found.numpy()
+    before, after = index - (index > store.start[store.episode[index]]), index + 1
+    down, across = y[after] - y[index], x[after] - x[index]
+    turns = there[before] & (np.maximum(abs(down - y[index] + y[before]), abs(across - x[index] + x[before])) > 2)
+    kinds = {
+        "no ball": ~there[index] & ~there[after], "launch": ~there[index], "lost": ~there[after],
+        "launch at once": ~drawn[index] & drawn[after] & (down < -50),  # the last ball still falls, below the picture
+        "brick hit": store.rewards[index] > 0, "from hiding": ~drawn[index] & drawn[after],
+        "off the paddle": turns & (y[index] > 150), "off a wall": turns}
+    return np.select(list(kinds.values()), list(kinds), "straight flight")
+
+
+def where_lost(
+    store: EpisodeStore,
+    starts: np.ndarray,  # (M,) frame numbers
+    errors: RolloutErrors,  # of play from there
+) -> pd.DataFrame:  # a row per kind: steps, balls lost by them, share, and those lost in the end, of all balls there
+    "Which steps balls are lost by: the one after the last in which they were drawn to the pixel"
+    ball = errors.drawn.ball.numpy()  # (M, horizon)
+    kinds = happenings(store, (starts[:, None] + np.arange(ball.shape[1])).ravel()).reshape(ball.shape)
+    lost, seen = ball > 2, ~np.isnan(ball)
+    right = np.where((ball == 0) | ~seen, np.arange(ball.shape[1]), -1)
+    right = np.maximum.accumulate(right, 1)  # the last step that was, or showed no ball
+    row = np.flatnonzero(lost.any(1))
+    to_blame = kinds[row, right[row, lost[row].argmax(1)] + 1]
+    table = pd.DataFrame({
+        "steps": pd.Series(kinds[lost.cumsum(1) == lost]).value_counts(), "balls lost": pd.Series(to_blame).value_counts(),
+        "lost in the end": pd.Series(to_blame[lost[row, -1]]).value_counts() / seen[:, -1].sum()}).fillna(0)
+    table.insert(2, "share", table["balls lost"] / table["steps"])
+    return table[table["balls lost"] > 0].astype({"balls lost": int}).sort_values("lost in the end", ascending=False)
 
 # %% ../nbs/05_analysis.ipynb #f5a2e6a4
 class Looks(NamedTuple):

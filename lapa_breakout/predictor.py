@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIGHT', 'REACH', 'SIDE', 'PLACES', 'extrapolate', 'Newest', 'alike_nearby', 'count_nearby', 'newest', 'surprising',
-           'surprises', 'surroundings', 'Sight', 'look_closely', 'to_one_hot', 'way_ahead', 'number_place',
-           'mark_place', 'true_place', 'Glimpse', 'blank_some', 'CodeGlimpse', 'Eyes', 'NextFramePredictor',
-           'history_batches', 'Spots', 'find_spots', 'sights', 'sight_batches', 'damage', 'scar', 'rollout_codes',
-           'rollout', 'PredictorConfig']
+           'surprises', 'surroundings', 'Sight', 'unsure', 'or_unseen', 'look_closely', 'to_one_hot', 'way_ahead',
+           'number_place', 'mark_place', 'true_place', 'Glimpse', 'blank_some', 'CodeGlimpse', 'Eyes',
+           'NextFramePredictor', 'history_batches', 'Spots', 'find_spots', 'sights', 'sight_batches', 'damage', 'scar',
+           'rollout_codes', 'rollout', 'PredictorConfig']
 
 # %% ../nbs/03_predictor.ipynb #ce1280bd
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from .core import (
 from lapa_breakout.lam import (
     FrameEncoder, GreyLevels, Residual, by_lot, change_weights, check_codes, check_frames, down, mix, pad_to_cells,
     settled, up)
-from .metrics import FIELD_TOP, WALL_TOP
+from .metrics import FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP
 
 # %% ../nbs/03_predictor.ipynb #b9a289b5
 _all_ = ["PredictorConfig"]  # lives in core, belongs here as well
@@ -149,8 +149,23 @@ def surroundings(
 class Sight(NamedTuple):
     "What a glimpse looks at"
     around: Tensor  # (B, T, 24, 24) float: what lies around the smallest new thing, oldest first
-    here: Newest  # (B,) each: where it is
+    here: Newest  # (B,) each: where it is, or would be
     before: Newest  # (B, T - 1) each: where the thing was that each earlier frame shows and the next one does not
+
+
+def unsure(here: Newest) -> Tensor:  # (B,) bool
+    "Whether nothing new is above the rows of the paddle"
+    return ~here.there | (here.row >= PADDLE_TOP)
+
+
+def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, T - 1) each
+    "The same; or where the thing would be that has just vanished, at its last pace, if that is in the court above the paddle"
+    last, then = (Newest(*(part[:, step] for part in before)) for step in (-1, max(-2, -before.row.shape[1])))
+    pace = last.there & then.there
+    row, col = last.row + pace * (last.row - then.row), last.col + pace * (last.col - then.col)
+    col = col.clamp(FIELD_LEFT, FIELD_RIGHT)
+    unseen = unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)
+    return Newest(torch.where(unseen, row, here.row), torch.where(unseen, col, here.col), here.there | unseen)
 
 
 def look_closely(history: Tensor) -> Sight:  # (B, T, 105, 80)
@@ -158,7 +173,8 @@ def look_closely(history: Tensor) -> Sight:  # (B, T, 105, 80)
     other = torch.cat([history[:, 1:], history[:, -2:-1]], 1)  # what each frame is compared with
     other, each = (film.flatten(0, 1)[:, None] for film in (other, history))
     found = [part.unflatten(0, history.shape[:2]) for part in newest(other, each)]
-    here, before = Newest(*(part[:, -1] for part in found)), Newest(*(part[:, :-1] for part in found))
+    before = Newest(*(part[:, :-1] for part in found))
+    here = or_unseen(Newest(*(part[:, -1] for part in found)), before)
     return Sight(surroundings(history, here), here, before)
 
 
@@ -201,8 +217,11 @@ def true_place(
     now: Tensor,  # (B, 1, 105, 80), the last frame as it truly was
     next_frame: Tensor,  # (B, 1, 105, 80)
 ) -> tuple[Tensor, Tensor]:  # (B,) int64, (B, 1, 105, 80)
-    "The number of the place where the smallest new thing truly went, and that place marked"
+    "The number of the place where that thing truly went, and the place marked"
     here = newest(history[:, -2:-1], history[:, -1:])
+    if (again := unsure(here).nonzero()[:, 0]).numel():  # few: the earlier frames need not be searched for all
+        closely = look_closely(history[again]).here
+        here = Newest(*(part.index_copy(0, again, seen) for part, seen in zip(here, closely, strict=True)))
     went = number_place(here, newest(now, next_frame))
     return went, mark_place(here, went)
 
@@ -434,12 +453,13 @@ def sights(
     history: int,  # T: frames up to those
 ) -> tuple[Sight, Tensor]:  # and (B,) int64: the number of the place where the thing went
     "What a `Glimpse` sees there and where the thing goes, from what was found before"
-    recent, here = store.recent(index, history)[0], spots.come[index].astype(int)
-    step = np.arange(SIGHT) - SIGHT // 2
-    row, col = here[:, :1] + step, here[:, 1:2] + step
+    recent = store.recent(index, history)[0]
+    before = _as_newest(spots.gone[recent[:, :-1]])
+    here = or_unseen(_as_newest(spots.come[index]), before)
+    row, col = (place.numpy()[:, None] + np.arange(SIGHT) - SIGHT // 2 for place in (here.row, here.col))
     around = store.frames.cut(recent, np.where(row < WALL_TOP, -1, row), col)
-    sight = Sight(to_float(torch.from_numpy(around)), _as_newest(here), _as_newest(spots.gone[recent[:, :-1]]))
-    return sight, number_place(sight.here, _as_newest(spots.come[index + 1]))
+    sight = Sight(to_float(torch.from_numpy(around)), here, before)
+    return sight, number_place(here, _as_newest(spots.come[index + 1]))
 
 
 def sight_batches(
