@@ -155,7 +155,7 @@ class Sight(NamedTuple):
 
 def unsure(here: Newest) -> Tensor:  # (B,) bool
     "Whether nothing new is above the rows of the paddle"
-    return ~here.there | (here.row >= PADDLE_TOP)
+    return (here.there & (here.row < PADDLE_TOP)).long() == 0
 
 
 def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, T - 1) each
@@ -163,9 +163,10 @@ def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, T - 1) 
     last, then = (Newest(*(part[:, step] for part in before)) for step in (-1, max(-2, -before.row.shape[1])))
     pace = last.there & then.there
     row, col = last.row + pace * (last.row - then.row), last.col + pace * (last.col - then.col)
-    col = col.clamp(FIELD_LEFT, FIELD_RIGHT)
-    unseen = unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)
-    return Newest(torch.where(unseen, row, here.row), torch.where(unseen, col, here.col), here.there | unseen)
+    col = col + (FIELD_LEFT - col) * (col < FIELD_LEFT) + (FIELD_RIGHT - col) * (col > FIELD_RIGHT)
+    unseen = (unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)).long()
+    return Newest(  # by arithmetic: with `where` and `clamp` a graphics card in the browser drew other pictures
+        here.row + unseen * (row - here.row), here.col + unseen * (col - here.col), here.there.long() + unseen > 0)
 
 
 def look_closely(history: Tensor) -> Sight:  # (B, T, 105, 80)
