@@ -155,7 +155,7 @@ class Sight(NamedTuple):
 
 def unsure(here: Newest) -> Tensor:  # (B,) bool
     "Whether nothing new is above the rows of the paddle"
-    return (here.there & (here.row < PADDLE_TOP)).long() == 0
+    return ~here.there | (here.row >= PADDLE_TOP)
 
 
 def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, T - 1) each
@@ -163,10 +163,9 @@ def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, T - 1) 
     last, then = (Newest(*(part[:, step] for part in before)) for step in (-1, max(-2, -before.row.shape[1])))
     pace = last.there & then.there
     row, col = last.row + pace * (last.row - then.row), last.col + pace * (last.col - then.col)
-    col = col + (FIELD_LEFT - col) * (col < FIELD_LEFT) + (FIELD_RIGHT - col) * (col > FIELD_RIGHT)
-    unseen = (unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)).long()
-    return Newest(  # by arithmetic: with `where` and `clamp` a graphics card in the browser drew other pictures
-        here.row + unseen * (row - here.row), here.col + unseen * (col - here.col), here.there.long() + unseen > 0)
+    col = col.clamp(FIELD_LEFT, FIELD_RIGHT)
+    unseen = unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)
+    return Newest(torch.where(unseen, row, here.row), torch.where(unseen, col, here.col), here.there | unseen)
 
 
 def look_closely(history: Tensor) -> Sight:  # (B, T, 105, 80)
@@ -258,9 +257,10 @@ class Glimpse(SavedModel):
         "Logits of the places: each has one of its own, one of its row and one of its column"
         around, here, before = sight
         seen = self.see(torch.cat([around, around.diff(dim=1), way_ahead(sight), *drawn], 1))
-        was = [to_one_hot((then - now[:, None]).clamp(-self.span, self.span) + self.span, 2 * self.span + 1)
-               * before.there[..., None] for then, now in ((before.row, here.row), (before.col, here.col))]
-        known = [*told, *(place.flatten(1) for place in was), to_one_hot(here.row, H), to_one_hot(here.col, W)]
+        # rows and columns at once: made apart, a browser's graphics card mixed them
+        away = torch.stack([before.row - here.row[:, None], before.col - here.col[:, None]], 1)
+        was = to_one_hot(away.clamp(-self.span, self.span) + self.span, 2 * self.span + 1) * before.there[:, None, :, None]
+        known = [*told, was.flatten(1), to_one_hot(here.row, H), to_one_hot(here.col, W)]
         own, nowhere, row, col = self.decide(torch.cat([seen, *known], 1)).split([SIDE**2, 1, SIDE, SIDE], 1)
         near = own.unflatten(1, (SIDE, SIDE)) + row[:, :, None] + col[:, None]
         return torch.cat([near.flatten(1), nowhere], 1)

@@ -201,6 +201,15 @@ def test_a_graphics_card_plays_only_if_it_draws_the_same_sooner(page, address, c
     assert page.evaluate(CARD, list(card)) == [found, used, True, True]
 
 
+ANOTHER_START = """async (start) => {
+    const game = document.querySelector('.lapa-game').game;
+    const model = await (await fetch(new URL("game.onnx", game.from))).arrayBuffer();
+    game.find(".start").value = start;
+    game.restart();
+    return game.tryGraphics(model);
+}"""
+
+
 def test_a_graphics_card_draws_what_the_processor_draws(browser, address):
     "On a card that is only imitated, so it is slow, but it computes as WebGPU does."
     imitated = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -214,6 +223,7 @@ def test_a_graphics_card_draws_what_the_processor_draws(browser, address):
         found = "(document.querySelector('.lapa-game').dataset.graphics ?? 'trying') !== 'trying'"
         page.wait_for_function(found, timeout=240_000)
         assert data(page, "graphics") in ("slower", "used")
+        assert page.evaluate(ANOTHER_START, 5) in ("slower", "used")
 
 
 def test_same_seed_and_buttons_give_the_same_game(page, address):
