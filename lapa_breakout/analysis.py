@@ -110,7 +110,7 @@ def draw_material(
     latents: np.ndarray | None = None,  # as for `codes_at`
 ) -> Material:
     "Random transitions of some episodes, in the order of the recording."
-    data = TransitionDataset(store, episodes, run.predictor.cfg.history)
+    data = TransitionDataset(store, episodes, run.history)
     second = np.flatnonzero(data.indices > store.start[store.episode[data.indices]])  # those with one before
     if not len(second):
         raise LapaError(f"the chosen episodes of {store.folder} have one transition each: record longer ones")
@@ -372,7 +372,7 @@ def draw_starts(
     seed: int = 0,
 ) -> np.ndarray:  # (M,) frame numbers
     "Random frames from which to play on."
-    indices = TransitionDataset(store, episodes, run.predictor.cfg.history, horizon).indices
+    indices = TransitionDataset(store, episodes, run.history, horizon).indices
     return np.sort(np.random.default_rng(seed).choice(indices, min(count, len(indices)), replace=False))
 
 # %% ../nbs/05_analysis.ipynb #5cf609da
@@ -383,7 +383,7 @@ def film_at(
     horizon: int,
 ) -> TransitionBatch:
     "What was seen until some frames, and what was done and seen afterwards."
-    data = TransitionDataset(store, None, run.predictor.cfg.history, horizon)
+    data = TransitionDataset(store, None, run.history, horizon)
     places = np.searchsorted(data.indices, starts)
     if not np.array_equal(data.indices[np.minimum(places, len(data) - 1)], starts):
         raise LapaError(f"not every start has {horizon} steps after it in its episode: take them from draw_starts")

@@ -155,6 +155,7 @@ class ContextConfig:
     embed_dim: int = 64  # width of the action's embedding
     refine: int = 2  # residual 3x3 blocks where a cell is 4x4 pixels
     memory: int = 4  # past actions it is told, up to `MEMORY`
+    trail: int = 10  # frames in which its glimpse knows where the smallest new thing was; pixels it sees of the last T
     glimpse: int = 0  # width of the part that decides first where the smallest new thing goes; 0: there is none
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
     practice: int = 100_000  # transitions searched for surprising ones, as the predictor's; 0: none

@@ -55,7 +55,7 @@ class PlayStep(nn.Module):
 # %% ../nbs/08_export.ipynb #8d8d1605
 def quiet_inputs(run: Run) -> dict[str, Tensor]:
     "Inputs of the right shape: black frames, NOOP, nothing known, temperature 0."
-    length, cfg, places = run.predictor.cfg.history, run.context_mapper.cfg, run.context_mapper.places
+    length, cfg, places = run.history, run.context_mapper.cfg, run.context_mapper.places
     return {
         "history": torch.zeros(1, length, H, W, dtype=torch.uint8), "action": torch.zeros(1, dtype=torch.int32),
         "past": torch.full((1, cfg.memory), UNKNOWN_ACTION, dtype=torch.int32),
@@ -193,7 +193,7 @@ def export_game(
 ) -> Path:  # the description
     "Write game.onnx, moments.bin and game.json."
     run, store, folder = load_pretrained(preset), EpisodeStore(Paths().sample), Path(folder)
-    length, cfg = run.predictor.cfg.history, run.context_mapper.cfg
+    length, cfg = run.history, run.context_mapper.cfg
     moments = pick_moments(store, split_episodes(store, run.preset.data.fractions)["test"], length, cfg.memory, steps)
     films = np.stack([store.frames[np.arange(m.start - length + 1, m.start + steps + 1)] for m in moments])
     folder.mkdir(parents=True, exist_ok=True)

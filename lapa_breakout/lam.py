@@ -385,10 +385,13 @@ def check_frames(
     frames: Tensor,
     name: str,  # for the message
     channels: int = 1,  # how many frames per sample
+    more: bool = False,  # whether there may be more than these
 ) -> Tensor:
     "The same frames; an error unless they are float32 (B, channels, 105, 80)"
-    if frames.ndim != 4 or tuple(frames.shape[1:]) != (channels, H, W) or not frames.is_floating_point():
-        raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}: give float32 (B, {channels}, {H}, {W}) in [0, 1]")
+    right = frames.ndim == 4 and tuple(frames.shape[2:]) == (H, W) and frames.is_floating_point()
+    if not right or frames.shape[1] < channels or (frames.shape[1] > channels and not more):
+        wanted = f"float32 (B, {channels}{' or more' * more}, {H}, {W}) in [0, 1]"
+        raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}: give {wanted}")
     return frames
 
 # %% ../nbs/02_lam.ipynb #31e5cddf

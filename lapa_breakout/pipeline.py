@@ -28,9 +28,9 @@ from .core import (
     get_preset, load_artifact, paths_for, read_json, write_bytes, write_json)
 from .data import EpisodeStore, TransitionDataset, collect_episodes, split_episodes
 from .lam import LatentActionModel, extract_latents, pair_batches
-from lapa_breakout.mapper import (
-    ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches, told_buttons,
-    write_pairs)
+from .mapper import (
+    ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches,
+    place_batches, write_pairs)
 from .predictor import (
     CodeGlimpse, Glimpse, NextFramePredictor, Spots, find_spots, history_batches, sight_batches, surprises)
 from .training import History, fit
@@ -87,10 +87,12 @@ def open_store(paths: Paths) -> EpisodeStore:
 def splits(
     store: EpisodeStore,
     preset: Preset,
+    history: int | None = None,  # frames up to the current one; None: as many as the predictor sees
 ) -> dict[str, TransitionDataset]:  # "train", "validation", "test"
     "Transitions of each part, by episode"
     parts = split_episodes(store, preset.data.fractions, seed=0)
-    return {name: TransitionDataset(store, numbers, history=preset.predictor.history) for name, numbers in parts.items()}
+    history = history or preset.predictor.history
+    return {name: TransitionDataset(store, numbers, history) for name, numbers in parts.items()}
 
 # %% ../nbs/09_pipeline.ipynb #a6622690
 def identities(
@@ -168,22 +170,20 @@ def _train(
     return False, load_artifact(path, kind, _CONFIGS[kind]).extra
 
 # %% ../nbs/09_pipeline.ipynb #78fb97c1
+_find_spots = lru_cache(maxsize=1)(find_spots)
+
+
 @lru_cache(maxsize=1)
 def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    return surprises(splits(store, preset)["train"], count, seed)
+    return surprises(splits(store, preset)["train"], _find_spots(store), count, seed)
 
 
 def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    "The surprising ones among `count` transitions to learn from, searched once; the time that it takes is noted"
+    "The surprising ones among `count` transitions to learn from"
     if not count:
         return None
-    store, start = open_store(paths), time.perf_counter()
-    found = _find(store, preset, count, seed)
-    note_time(paths, "find_surprises", read_times(paths).get("find_surprises", 0.0) + time.perf_counter() - start)
-    return found
-
-
-_find_spots = lru_cache(maxsize=1)(find_spots)
+    _spots(paths)
+    return _find(open_store(paths), preset, count, seed)
 
 
 def _spots(paths: Paths) -> Spots:
@@ -247,7 +247,7 @@ def read_codes(
 # %% ../nbs/09_pipeline.ipynb #417cb4b0
 def _train_glimpse(
     kind: Any, cfg: Any, preset: Preset, paths: Paths, seed: int,  # a kind of glimpse, and the options of its model
-    more: Callable[[np.ndarray], tuple[Tensor, ...]], trackers: Sequence[str],  # what it is told about frames
+    draw: Callable[..., Any], trackers: Sequence[str],  # transitions, their spots, batch size, practice -> batches
 ) -> float:
     "Train and save a glimpse, if its model has one and that is not done; returns how many seconds that took"
     if not cfg.glimpse:
@@ -257,7 +257,7 @@ def _train_glimpse(
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
         practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed)
-        return sight_batches(parts[part], _spots(paths), more, size, seed, practice)
+        return draw(parts[part], _spots(paths), size, practice)
 
     train = replace(getattr(preset, f"{kind.kind}_train"), seed=seed)
     return _train(kind.kind, paths, identity, train, lambda: kind(cfg), batches, "val_place", trackers)[1]["seconds"]
@@ -280,8 +280,11 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
         practice = _practice(paths, preset, preset.predictor.practice if part == "train" else 0, seed)
         return history_batches(parts[part], codes, size, seed, preset.predictor, practice)
 
-    looked = _train_glimpse(
-        CodeGlimpse, preset.predictor, preset, paths, seed, lambda index: (torch.from_numpy(codes[index]),), trackers)
+    def draw(some: TransitionDataset, spots: Spots, size: int, practice: TransitionDataset | None) -> Callable[[int], Any]:
+        told = lambda index: (torch.from_numpy(codes[index]),)  # noqa: E731
+        return sight_batches(some, spots, preset.predictor.history, told, size, seed, practice)
+
+    looked = _train_glimpse(CodeGlimpse, preset.predictor, preset, paths, seed, draw, trackers)
     skipped, extra = _train(
         "predictor", paths, identity["predictor"], replace(preset.predictor_train, seed=seed),
         lambda: _with_glimpse(NextFramePredictor(preset.predictor), CodeGlimpse, paths), batches, "val_psnr", trackers)
@@ -293,7 +296,7 @@ def train_predictor(preset: Preset, paths: Paths, seed: int = 0, trackers: Seque
 def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence[str] = ()) -> StageReport:
     "Learn codes from actions: alone, and with the recent frames"
     store = open_store(paths)
-    parts, identity = splits(store, preset), identities(store, preset, seed)
+    parts, identity = splits(store, preset, preset.context.trail), identities(store, preset, seed)
     codes = read_codes(paths, identity["codes"])
     if _finished(paths.checkpoints / FILES["predictor"], "predictor", identity["predictor"]) is None:
         raise LapaError(f"{paths.checkpoints / FILES['predictor']} does not exist: run `lapa_breakout train-predictor` first")
@@ -310,7 +313,8 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         return context_batches(parts[part], codes, size, seed, practice)
 
     looked = _train_glimpse(
-        ActionGlimpse, preset.context, preset, paths, seed, partial(told_buttons, store), trackers)
+        ActionGlimpse, preset.context, preset, paths, seed,
+        lambda some, spots, size, practice: place_batches(some, spots, preset.context, size, seed, practice), trackers)
     skipped, context = _train(
         "context", paths, identity["context"], replace(preset.context_train, seed=seed),
         lambda: _with_glimpse(ContextMapper(preset.context).start_from(predictor), ActionGlimpse, paths), batches,
@@ -337,6 +341,11 @@ class Run:
     preset: Preset
     source: str  # where the weights come from, for a human
     figures: dict[str, float] = field(default_factory=dict)  # what `analyse` measured, if it has
+
+    @property
+    def history(self) -> int:
+        "How many frames the models can make use of"
+        return max(self.preset.predictor.history, self.preset.context.trail)
 
 
 def _load(folder: Path, files: dict[str, str], preset: Preset, source: str, results: Path) -> Run:
@@ -384,7 +393,7 @@ def frozen(model: nn.Module, *example: Tensor) -> Any:
 def for_play(run: Run) -> Run:
     "The same with frozen copies of mapper and predictor, for one game at a time"
     nothing = partial(torch.zeros, dtype=torch.long, device=next(run.predictor.parameters()).device)
-    black = nothing(1, run.predictor.cfg.history, H, W).float()
+    black = nothing(1, run.history, H, W).float()
     chance = nothing(1, run.context_mapper.places).float()
     mapper = frozen(run.context_mapper, black, nothing(1), nothing(1, MEMORY), chance)
     return replace(run, context_mapper=mapper, predictor=frozen(run.predictor, black, nothing(1, *run.predictor.cfg.grid)))

@@ -71,13 +71,13 @@ def history_at(
 def check_history(
     frames: Any,
     length: int,  # how many frames
-) -> np.ndarray:  # (length, 105, 80) uint8, a copy
+) -> np.ndarray:  # (length, 105, 80) uint8, a copy; the first is repeated if they are fewer
     "The same frames; a `PlayError` unless a game can start from them."
     array = np.array(frames)
-    if array.shape != (length, H, W) or array.dtype != np.uint8:
-        wanted = f"give uint8 ({length}, {H}, {W}), oldest first, or the number of a recorded frame"
+    if array.shape[1:] != (H, W) or array.dtype != np.uint8 or not 1 <= len(array) <= length:
+        wanted = f"give uint8 (1 to {length}, {H}, {W}), oldest first, or the number of a recorded frame"
         raise PlayError(f"the start frames are {array.dtype} {array.shape}: {wanted}")
-    return array
+    return np.concatenate([array[:1]] * (length - len(array)) + [array])
 
 # %% ../nbs/06_play.ipynb #b8379758
 class Start(NamedTuple):
@@ -90,7 +90,7 @@ class Start(NamedTuple):
 # %% ../nbs/06_play.ipynb #52c38031
 def find_start(
     store: EpisodeStore,
-    start: Any,  # number of a frame of the store, or (T, 105, 80) uint8 frames
+    start: Any,  # number of a frame of the store, or (at most T, 105, 80) uint8 frames
     length: int,  # how many frames
 ) -> Start:
     "Those frames; a `PlayError` if there are none such."
@@ -146,7 +146,7 @@ class Dream:
     "The models in closed loop: they see what they have drawn."
 
     def __init__(self, run: Run):
-        self.length, self.device = _check_models(run).predictor.cfg.history, next(run.predictor.parameters()).device
+        self.length, self.device = _check_models(run).history, next(run.predictor.parameters()).device
         quick = for_play(run)
         self.mapper, self.predictor = quick.context_mapper, quick.predictor
         self.seen: np.ndarray | None = None  # (T, 105, 80) uint8, oldest first
@@ -203,7 +203,7 @@ class WorldModelEnv(gym.Env[np.ndarray, int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        "`options`: `start`, the number of a recorded frame or (4, 105, 80) uint8 frames; `temperature`."
+        "`options`: `start`, the number of a recorded frame or uint8 frames (10 or fewer, 105, 80); `temperature`."
         super().reset(seed=seed)
         asked = {"start": None, "temperature": self.temperature} | (options or {})
         if len(asked) > 2:

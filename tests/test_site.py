@@ -244,7 +244,7 @@ def test_same_seed_and_buttons_give_the_same_game(page, address):
 
 def test_page_plays_what_python_plays(page, address):
     run = load_pretrained("evening" if Paths().pretrained("evening").is_dir() else "laptop")
-    store, length = EpisodeStore(Paths().sample), run.predictor.cfg.history
+    store, length = EpisodeStore(Paths().sample), run.history
     test = split_episodes(store, run.preset.data.fractions)["test"]
     moment = pick_moments(store, test, length, run.context_mapper.cfg.memory)[0]
     begin = quiet_inputs(run) | {
