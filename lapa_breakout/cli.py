@@ -452,16 +452,15 @@ def save_pretrained(
     wanted, paths = _resolve(preset, data_dir)
     run, store = _open(wanted, paths, pretrained=False)
     models = {"lam": run.lam, "predictor": run.predictor, "mlp": run.mapper, "context": run.context_mapper}
-    rounded = [model for kind, model in models.items() if kind != "lam"]  # near ties among its codes would fall the other way
-    for model in rounded:
-        model.half().float()
+    states = {kind: model.state_dict() for kind, model in models.items()}
+    for kind in states.keys() - {"lam"}:  # near ties among its codes would fall the other way
+        states[kind] = {part: value.half() if value.is_floating_point() else value for part, value in states[kind].items()}
+        models[kind].load_state_dict(states[kind])  # not `half`, which would round the greys of the pictures as well
     with redirect_stdout(sys.stderr):
         figures = _judge(run, store, wanted, seed) | _times(paths)
     target = folder or paths.pretrained(wanted.name)
-    for model in rounded:
-        model.half()
     for kind, name in PRETRAINED.items():
-        save_artifact(target / name, models[kind].state_dict(), models[kind].cfg, kind)
+        save_artifact(target / name, states[kind], models[kind].cfg, kind)
     write_json(target / "figures.json", figures)
     size = sum((target / name).stat().st_size for name in PRETRAINED.values())
     print(f"{_short(target)}: {size / 1e6:.1f} MB")

@@ -12,8 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lapa_breakout.cli import app
+from lapa_breakout.cli import _judge, app
+from lapa_breakout.core import get_preset
+from lapa_breakout.data import EpisodeStore
 from lapa_breakout.lam import LatentActionModel
+from lapa_breakout.pipeline import PRETRAINED, _load
 from lapa_breakout.predictor import NextFramePredictor
 
 ROOT = Path(__file__).parents[1]
@@ -221,7 +224,11 @@ def test_save_pretrained_keeps_half_the_bytes_and_the_same_model(finished, tmp_p
         kept, exact = (model.load(path / name).state_dict() for path in (tmp_path, trained))
         weights = {key: value for key, value in exact.items() if value.is_floating_point()}
         assert all(torch.equal(kept[key], value.to(rounding).float()) for key, value in weights.items())
-    assert set(KEYS) <= json.loads((tmp_path / "figures.json").read_text()).keys()
+    figures, preset = json.loads((tmp_path / "figures.json").read_text()), get_preset("smoke")
+    assert set(KEYS) <= figures.keys()
+    kept, store = _load(tmp_path, PRETRAINED, preset, "as kept", tmp_path / "none"), EpisodeStore(folder / "episodes")
+    again = _judge(kept, store, preset, 0)
+    assert all(figures[name] == value or value != value for name, value in again.items() if name != "play.steps_per_second")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a child")
