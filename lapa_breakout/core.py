@@ -109,7 +109,7 @@ class LAMConfig:
     levels: int = len(GREY_LEVELS)  # greys among which a pixel chooses; 1: its brightness by squared error, as in part2
     change_weight: float = 60.0  # extra weight of the error, shared by the changed pixels of a neighbourhood
     picture: float = 5.0  # weight of the picture's error, beside the quantiser's terms
-    practice: int = 0  # transitions searched for surprising ones, of which half of the batches consist; 0: none
+    practice: int = 0  # transitions searched for surprising ones, half of every batch; 0: none
 
 # %% ../nbs/00_core.ipynb #8fa0d312
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class PredictorConfig:
     code_dropout: float = 0.1  # share of code cells that are blanked in training
     own_steps: int = 3  # at most so many steps on its own pictures before the one it learns from
     own_from: int = 600  # training step from which half of the batches begin with such steps
-    practice: int = 100_000  # transitions searched for surprising ones, of which half of the batches consist; 0: none
+    practice: int = 100_000  # transitions searched for surprising ones, half of every batch; 0: none
     glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
     drawings: int = 4  # pictures of a cell that each code has, which the glimpse is shown
     scars: float = 0.3  # share of training samples with a damaged history, to be repaired

@@ -6,7 +6,7 @@
 __all__ = ['down', 'up', 'mix', 'Residual', 'pad_to_cells', 'FrameEncoder', 'cells_that_change', 'missing_entropy', 'Quantised',
            'VectorQuantizer', 'EMAVectorQuantizer', 'FiniteScalarQuantizer', 'neighbours', 'CodeAttention',
            'pixels_nearby', 'change_weights', 'GreyLevels', 'Brightness', 'Decoder', 'settled', 'check_frames',
-           'LatentActionModel', 'check_codes', 'by_lot', 'pair_batches', 'extract_latents', 'LAMConfig']
+           'LatentActionModel', 'check_codes', 'draw_lots', 'pair_batches', 'extract_latents', 'LAMConfig']
 
 # %% ../nbs/02_lam.ipynb #f6d5f795
 import math
@@ -482,22 +482,28 @@ def check_codes(
         raise ValueError(f"codes run from {codes.min()} to {codes.max()}: give 0 to {cfg.codebook_size - 1}")
 
 # %% ../nbs/02_lam.ipynb #53a00d09
-def by_lot(generator: torch.Generator, *sources: Any) -> Any:
-    "One of the sources that are there, each as likely"
-    there = [source for source in sources if source is not None]
-    return there[int(torch.randint(len(there), (), generator=generator))]
+def draw_lots(
+    generator: torch.Generator,
+    count: int,
+    *sources: Any,  # a `TransitionDataset` or None each
+) -> np.ndarray:  # (count,) frame numbers
+    "Random transitions, as many from each of the sources that are there"
+    there = [source.indices for source in sources if source is not None]
+    shares = (len(part) for part in np.array_split(np.arange(count), len(there)))
+    lots = [torch.randint(len(indices), (share,), generator=generator) for indices, share in zip(there, shares, strict=True)]
+    return np.concatenate([indices[lot] for indices, lot in zip(there, lots, strict=True)])
 
 
 def pair_batches(
     pairs: Any,  # a `TransitionDataset`
     batch_size: int,
     seed: int = 0,
-    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
+    practice: Any = None,  # a `TransitionDataset` from which half of every batch is drawn
 ) -> Callable[[int], tuple[Tensor, Tensor]]:  # step -> (obs, next_obs), (B, 1, 105, 80) uint8
     "Random pairs; the same step gives the same batch"
     def next_batch(step: int) -> tuple[Tensor, Tensor]:
         generator = step_generator(seed, step)
-        batch = by_lot(generator, pairs, practice).sample(batch_size, generator)
+        batch = pairs.at(draw_lots(generator, batch_size, pairs, practice))
         return batch.history[:, -1:], batch.next[:, :1]
     return next_batch
 

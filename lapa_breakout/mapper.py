@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lapa_breakout.core import (
     ACTIONS, MEMORY, ContextConfig, LapaError, MLPConfig, SavedModel, flatten_codes, step_generator, to_float, unflatten_codes,
     write_bytes)
-from .lam import Residual, by_lot, check_frames, mix, settled
+from .lam import Residual, check_frames, draw_lots, mix, settled
 from .metrics import FIELD_TOP
 from .predictor import (
     PLACES, Eyes, Glimpse, Newest, Sight, Spots, mark_place, sight_batches, to_one_hot, true_place)
@@ -258,7 +258,7 @@ def place_batches(
     cfg: ContextConfig,
     batch_size: int,
     seed: int = 0,
-    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
+    practice: Any = None,  # a `TransitionDataset` from which half of every batch is drawn
 ) -> Any:  # step -> (sight, places (B,), action (B,), past (B, M))
     "Random transitions for an `ActionGlimpse`; the same step gives the same batch"
     def pressed(index: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -367,12 +367,12 @@ def context_batches(
     codes: np.ndarray,  # (F, 35) uint8: the codes of frame i -> i + 1, for every frame of the store
     batch_size: int,
     seed: int = 0,
-    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
+    practice: Any = None,  # a `TransitionDataset` from which half of every batch is drawn
 ) -> Any:  # step -> (history (B, T or more, 105, 80) uint8, action (B,), past (B, M), codes (B, 35), next (B, 1, 105, 80) uint8)
     "Random transitions; the same step gives the same batch"
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         generator = step_generator(seed, step)
-        batch = by_lot(generator, transitions, practice).sample(batch_size, generator)
+        batch = transitions.at(draw_lots(generator, batch_size, transitions, practice))
         return batch.history, batch.action, batch.past, torch.from_numpy(codes[batch.index]), batch.next
     return next_batch
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .core import (
     MEMORY, UNKNOWN_ACTION, H, PredictorConfig, SavedModel, W, step_generator, to_float, unflatten_codes)
 from lapa_breakout.lam import (
-    FrameEncoder, GreyLevels, Residual, by_lot, change_weights, check_codes, check_frames, down, mix, pad_to_cells,
+    FrameEncoder, GreyLevels, Residual, change_weights, check_codes, check_frames, down, draw_lots, mix, pad_to_cells,
     settled, up)
 from .metrics import FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP
 
@@ -471,15 +471,15 @@ def history_batches(
     batch_size: int,
     seed: int = 0,
     cfg: PredictorConfig = PredictorConfig(),  # its `own_steps` and `own_from`
-    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
+    practice: Any = None,  # a `TransitionDataset` from which half of every batch is drawn
 ) -> Any:  # step -> (history, codes (B, S, 35), next (B, S, 105, 80)); S is 1, in half of the later batches up to own_steps + 1
     "Random transitions with their codes, some with the steps before; the same step gives the same batch"
     def next_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = step_generator(seed, step)
-        source, steps = by_lot(generator, transitions, practice), 1
+        steps = 1
         if cfg.own_steps and step >= cfg.own_from and torch.rand((), generator=generator) < 0.5:
             steps += int(torch.randint(1, cfg.own_steps + 1, (), generator=generator))
-        last = source.indices[torch.randint(len(source), (batch_size,), generator=generator)]  # what is learned
+        last = draw_lots(generator, batch_size, transitions, practice)  # what is learned
         begun = np.maximum(last - steps + 1, transitions.store.start[transitions.store.episode[last]])
         batch = transitions.at(begun, steps)
         return batch.history, torch.from_numpy(codes[batch.index[:, None] + torch.arange(steps)]), batch.next
@@ -512,15 +512,14 @@ def sight_batches(
     more: Callable[[np.ndarray], tuple[Tensor, ...]],  # frame numbers (B,) -> what else is told about them
     batch_size: int,
     seed: int = 0,
-    practice: Any = None,  # a `TransitionDataset` from which half of the batches are drawn instead
+    practice: Any = None,  # a `TransitionDataset` from which half of every batch is drawn
     trail: int | None = None,  # R, as for `look_closely`
     elsewhere: Sequence[tuple[int, int]] = (),  # as for `number_place`
 ) -> Any:  # step -> (sight, places (B,), and what else is told)
     "Random transitions for a glimpse; the same step gives the same batch"
     def next_batch(step: int) -> tuple[Any, ...]:
         generator = step_generator(seed, step)
-        source = by_lot(generator, transitions, practice)
-        index = source.indices[torch.randint(len(source), (batch_size,), generator=generator)]
+        index = draw_lots(generator, batch_size, transitions, practice)
         return *sights(transitions.store, spots, index, history, trail, elsewhere), *more(index)
     return next_batch
 
