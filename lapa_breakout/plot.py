@@ -7,6 +7,7 @@ __all__ = ['WHITE', 'as_frames', 'show_frames', 'show_strip', 'show_pair', 'plot
            'plot_lines', 'plot_bands', 'plot_bars', 'plot_points', 'plot_scatter', 'save_gif']
 
 # %% ../nbs/12_plot.ipynb #572759a1
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -241,6 +242,14 @@ def plot_bands(
     return figure
 
 # %% ../nbs/12_plot.ipynb #fcfd9776
+def _in_lines(
+    names: Mapping[str, Any],  # that share an axis equally
+    wide: float,  # the figure, inches
+) -> list[str]:
+    "Names that do not run into each other"
+    return [textwrap.fill(str(name), max(8, int(9.5 * wide / len(names))), break_long_words=False) for name in names]
+
+
 def plot_bars(
     bars: Mapping[str, Any],  # name → height, or group → name → height
     x: str = "",  # label
@@ -260,7 +269,7 @@ def plot_bars(
             heights = [float(group[name]) for group in groups.values()]
             places = np.arange(len(groups)) + (k - (len(names) - 1) / 2) * wide
             axis.bar(places, heights, wide * 0.95, label=name or None)
-        axis.set_xticks(range(len(groups)), list(groups))
+        axis.set_xticks(range(len(groups)), _in_lines(groups, size[0]))
         axis.grid(False, axis="x")
         _finish(axis, x, y, title, marks, across=True)
     return figure
@@ -281,7 +290,7 @@ def plot_points(
         for k, values in enumerate(groups.values()):
             axis.scatter(k + jitter.uniform(-0.18, 0.18, len(values)), values, s=16, alpha=0.6, linewidths=0)
             axis.hlines(np.mean(values), k - 0.3, k + 0.3, color="0.15", linewidth=2.5)
-        axis.set_xticks(range(len(groups)), list(groups))
+        axis.set_xticks(range(len(groups)), _in_lines(groups, size[0]))
         axis.grid(False, axis="x")
         _finish(axis, x, y, title, marks, across=True)
     return figure
