@@ -480,7 +480,7 @@ def _habits(places: np.ndarray) -> list[tuple[int, ...]]:  # (M, 4, 2) columns a
     paces, odd = np.diff(places // 2, axis=1), places % 2
     return [tuple(row) for row in np.concatenate([paces, odd], 1).reshape(len(places), -1).tolist()]
 
-
+# %% ../nbs/05_analysis.ipynb #28d224c6
 def foreseeable(
     store: EpisodeStore,
     starts: np.ndarray,  # (M,) frame numbers, of `draw_starts`

@@ -130,7 +130,7 @@ class PredictorConfig:
     practice: int = 100_000  # transitions searched for surprising ones, half of every batch; 0: none
     glimpse: int = 0  # width of the part that finds first where the smallest new thing goes; 0: there is none
     drawings: int = 4  # pictures of a cell that each code has, which the glimpse is shown
-    scars: float = 0.3  # share of training samples with a damaged history, to be repaired
+    scars: float = 0.5  # share of training samples with a damaged history, to be repaired
 
 # %% ../nbs/00_core.ipynb #47a81662
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class ContextConfig:
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
     practice: int = 100_000  # transitions searched for surprising ones, as the predictor's; 0: none
     still_display: float = 0.5  # share of training samples all of whose frames show the last one's score and lives
+    scars: float = 0.3  # share of training samples with a damaged history, as the predictor's
 
 # %% ../nbs/00_core.ipynb #38eb0937
 @dataclass(frozen=True)
@@ -200,12 +201,12 @@ class Preset:
     lam_train: TrainConfig = TrainConfig(steps=1700, lr=1e-3, muon=0.02)
     predictor: PredictorConfig = PredictorConfig(glimpse=64)  # Part 3
     code_glimpse_train: TrainConfig = TrainConfig(steps=1000, batch_size=256, lr=4e-3, muon=0.08)  # before the predictor
-    predictor_train: TrainConfig = TrainConfig(steps=1300, lr=1e-3, muon=0.02)
+    predictor_train: TrainConfig = TrainConfig(steps=1150, lr=1e-3, muon=0.02)
     mlp: MLPConfig = MLPConfig()  # Part 4, the action alone
     mlp_train: TrainConfig = TrainConfig(steps=250, batch_size=512, lr=1e-3)
     context: ContextConfig = ContextConfig(memory=16, glimpse=48)  # Part 4, action and frames
     action_glimpse_train: TrainConfig = TrainConfig(steps=1200, batch_size=256, lr=4e-3, muon=0.08)  # before the mapper
-    context_train: TrainConfig = TrainConfig(steps=3000, lr=1e-3, muon=0.02)
+    context_train: TrainConfig = TrainConfig(steps=2300, lr=1e-3, muon=0.02)
     eval: EvalConfig = EvalConfig()  # Part 5
 
 # %% ../nbs/00_core.ipynb #dae1ecb6

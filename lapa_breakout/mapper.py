@@ -26,7 +26,7 @@ from lapa_breakout.core import (
 from .lam import Residual, check_frames, draw_lots, mix, settled
 from .metrics import FIELD_TOP
 from .predictor import (
-    PLACES, Eyes, Glimpse, Newest, Sight, Spots, mark_place, sight_batches, to_one_hot, true_place)
+    PLACES, Eyes, Glimpse, Newest, Sight, Spots, mark_place, scar, sight_batches, to_one_hot, true_place)
 
 # %% ../nbs/04_mapper.ipynb #69b5a307
 class Pairs(NamedTuple):
@@ -251,7 +251,7 @@ class ActionGlimpse(Glimpse):
         sight, went, action, past = batch
         return self.judge(self.expect(sight, action, forget(past, self.cfg) if self.training else past), went)
 
-
+# %% ../nbs/04_mapper.ipynb #4e2b3688
 def place_batches(
     transitions: Any,  # a `TransitionDataset`
     spots: Spots,  # of its recording
@@ -327,8 +327,11 @@ class ContextMapper(SavedModel):
         if self.training:
             history, past = ill_informed(history[:, -self.cfg.history :], past, self.cfg)
         history, grid = to_float(history), unflatten_codes(codes.long(), self.cfg.grid)
+        now = history[:, -1:]
+        if self.training:
+            history = scar(history, self.cfg.scars)
         if self.training and self.glimpse is not None:
-            _, mark = true_place(history, history[:, -1:], to_float(next_frame), LAUNCHES)
+            _, mark = true_place(history, now, to_float(next_frame), LAUNCHES)
             logits = self.name(self.look(history, mark)[-1], action, past)
         else:
             logits = self(history, action, past)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGHT', 'REACH', 'SIDE', 'PLACES', 'extrapolate', 'Newest', 'alike_nearby', 'count_nearby', 'newest', 'Spots',
-           'find_spots', 'surprising', 'surprises', 'surroundings', 'Sight', 'unsure', 'or_unseen', 'look_closely',
+           'find_spots', 'surprising', 'surprises', 'surroundings', 'unsure', 'or_unseen', 'Sight', 'look_closely',
            'to_one_hot', 'way_ahead', 'number_place', 'mark_place', 'true_place', 'Glimpse', 'blank_some',
            'CodeGlimpse', 'Eyes', 'NextFramePredictor', 'history_batches', 'sights', 'sight_batches', 'damage', 'scar',
            'rollout_codes', 'rollout', 'PredictorConfig']
@@ -83,7 +83,7 @@ def count_nearby(
     columns = sum(padded[..., step : step + width] for step in range(1, window)) + padded[..., :width]
     return sum(columns[..., step : step + height, :] for step in range(1, window)) + columns[..., :height, :]
 
-
+# %% ../nbs/03_predictor.ipynb #db74a37d
 def newest(
     before: Tensor,  # (B, 1, 105, 80) float in [0, 1] or uint8
     now: Tensor,  # the same shape and type
@@ -174,13 +174,6 @@ def surroundings(
     return torch.where(inside[:, None], seen.unflatten(2, (SIGHT, SIGHT)), beyond)
 
 # %% ../nbs/03_predictor.ipynb #d3a2e4b9
-class Sight(NamedTuple):
-    "What a glimpse looks at"
-    around: Tensor  # (B, T, 24, 24) float: what lies around the smallest new thing, oldest first
-    here: Newest  # (B,) each: where it is, or would be
-    before: Newest  # (B, R - 1) each: where the thing was that each earlier frame shows and the next one does not; R may exceed T
-
-
 def unsure(here: Newest) -> Tensor:  # (B,) bool
     "Whether nothing new is above the rows of the paddle"
     return ~here.there | (here.row >= PADDLE_TOP)
@@ -194,6 +187,13 @@ def or_unseen(here: Newest, before: Newest) -> Newest:  # (B,) each, (B, R - 1) 
     col = col.clamp(FIELD_LEFT, FIELD_RIGHT)
     unseen = unsure(here) & last.there & (row >= FIELD_TOP) & (row < PADDLE_TOP)
     return Newest(torch.where(unseen, row, here.row), torch.where(unseen, col, here.col), here.there | unseen)
+
+# %% ../nbs/03_predictor.ipynb #92ed4898
+class Sight(NamedTuple):
+    "What a glimpse looks at"
+    around: Tensor  # (B, T, 24, 24) float: what lies around the smallest new thing, oldest first
+    here: Newest  # (B,) each: where it is, or would be
+    before: Newest  # (B, R - 1) each: where the thing was that each earlier frame shows and the next one does not; R may exceed T
 
 
 def look_closely(
@@ -212,7 +212,7 @@ def look_closely(
     here = or_unseen(Newest(*(part[:, -1] for part in found)), before)
     return Sight(surroundings(history[:, -seen:], here), here, before)
 
-
+# %% ../nbs/03_predictor.ipynb #ff7a4eaa
 def to_one_hot(index: Tensor, count: int) -> Tensor:  # (...) -> (..., count)
     "1 at the index, 0 elsewhere, in a form that every exporter knows"
     return (index[..., None] == torch.arange(count, device=index.device)).float()
@@ -259,7 +259,7 @@ def mark_place(
         row, col = torch.where(place == number, far_row, row), torch.where(place == number, far_col, col)
     return (to_one_hot(row, H)[:, :, None] * (to_one_hot(col, W) * exists[:, None])[:, None])[:, None]
 
-
+# %% ../nbs/03_predictor.ipynb #c46846b1
 def true_place(
     history: Tensor,  # (B, T, 105, 80), as it is seen
     now: Tensor,  # (B, 1, 105, 80), the last frame as it truly was
@@ -433,9 +433,10 @@ class NextFramePredictor(SavedModel):
         history, now, next_frame = film[:, -1 - self.cfg.history : -1], film[:, -2:-1], film[:, -1:]  # as they truly are
         if batch[1].shape[1] > 1:
             history = self._live(film[:, : self.cfg.history], batch[1][:, :-1])
+        before = now
         if self.training and self.cfg.scars:
             damaged = scar(history, self.cfg.scars)
-            now = torch.where(damaged[:, -1:] == history[:, -1:], now, damaged[:, -1:])  # what is spoiled counts as change
+            before = torch.where(damaged[:, -1:] == history[:, -1:], now, damaged[:, -1:])  # what is mended counts as change
             history = damaged
         grid = unflatten_codes(batch[1][:, -1].long(), self.cfg.grid)
         if self.training:
@@ -444,7 +445,7 @@ class NextFramePredictor(SavedModel):
             logits = self.paint(history, grid, true_place(history, now, next_frame)[1])
         else:
             logits = self(history, grid)
-        error = change_weights(now, next_frame, self.cfg.change_weight) * self.greys.error(logits, next_frame)
+        error = change_weights(before, next_frame, self.cfg.change_weight) * self.greys.error(logits, next_frame)
         mse = (self.greys.draw(logits.detach()) - next_frame).pow(2).mean()
         return error.mean(), {"psnr": -10 * mse.clamp(min=1e-9).log10()}
 
@@ -531,7 +532,7 @@ def damage(
     size: int = 8,  # pixels, at most, along each side of such a place
     reach: int = 4,  # pixels; from so far beside comes what is drawn there
 ) -> Tensor:  # (B, T, 105, 80)
-    "Damage a history as a model's own slips do: fragments, moved or turned to dust, which stay from some frame on"
+    "Damage a history as a model's own slips do: fragments, moved or turned to dust, most of them in all frames"
     batch, steps, height, width = history.shape
     on = history.device
     rows, cols = torch.meshgrid(torch.arange(height, device=on), torch.arange(width, device=on), indexing="ij")
@@ -544,7 +545,7 @@ def damage(
     shift = torch.where(torch.rand(batch, 1, 1, device=on) < 0.5, moved, dust)
     source = (rows + shift[0]).clamp(0, height - 1) * width + (cols + shift[1]).clamp(0, width - 1)
     beside = history.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, steps, -1)).view_as(history)
-    since = torch.arange(steps, device=on) >= torch.randint(steps, (batch, 1), device=on)
+    since = torch.arange(steps, device=on) >= torch.randint(-steps, steps, (batch, 1), device=on)
     return torch.where(inside.any(1)[:, None] & since[:, :, None, None], beside, history)
 
 
