@@ -236,10 +236,10 @@ def _evening() -> Preset:
         lam_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
         predictor=PredictorConfig(glimpse=96, practice=800_000),
         code_glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=500),
-        predictor_train=TrainConfig(steps=4000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        predictor_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
         context=ContextConfig(memory=16, glimpse=96, practice=800_000),
         action_glimpse_train=TrainConfig(steps=8000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
-        context_train=TrainConfig(steps=10_000, lr=1e-3, muon=0.02, checkpoint_every=500),
+        context_train=TrainConfig(steps=13_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=150),
     )
 
