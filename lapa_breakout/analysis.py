@@ -7,12 +7,12 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'share_within', 'quantile', 'drawn_only', 'judge_frames', 'count_codes', 'MutualInformation',
            'code_mutual_information', 'halves', 'action_probe', 'small_frames', 'judge_codes', 'CodeTable',
            'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
-           'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'rollout_errors',
-           'foreseeable', 'happenings', 'where_lost', 'Looks', 'half_bricks', 'looks', 'play_long', 'relaunches',
-           'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game', 'paddle_control', 'Untold',
-           'sideways', 'read_from_moves', 'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold', 'few_labels',
-           'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step', 'judge_alphabet',
-           'analyse', 'Goal', 'results_table', 'seeds_table']
+           'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'foretell',
+           'rollout_errors', 'foreseeable', 'happenings', 'where_lost', 'Looks', 'half_bricks', 'looks', 'play_long',
+           'relaunches', 'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game', 'paddle_control',
+           'Untold', 'sideways', 'read_from_moves', 'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold',
+           'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step',
+           'judge_alphabet', 'analyse', 'Goal', 'results_table', 'seeds_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import math
@@ -42,18 +42,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import (
-    ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, read_json, set_seed, step_generator,
-    to_float, to_uint8, unflatten_codes, write_json)
+    ACTIONS, UNKNOWN_ACTION, EvalConfig, H, W, LapaError, TrainConfig, fingerprint, flatten_codes, read_json, set_seed,
+    step_generator, to_float, to_uint8, unflatten_codes, write_json)
 from .data import (
     RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
-from .mapper import ContextMapper, context_batches, weigh
+from .mapper import LAUNCHES, ContextMapper, context_batches, weigh
 from .metrics import (
     BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, ball_from_ram,
     brick_pixels, bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle,
     perplexity, psnr, ssim)
 from .pipeline import Run, for_play
-from .predictor import rollout, rollout_codes
+from .predictor import rollout, rollout_codes, to_one_hot, true_place
 from .training import fit
 
 # %% ../nbs/05_analysis.ipynb #21e92334
@@ -447,13 +447,27 @@ def press(run: Run, history: Tensor, actions: Tensor, past: Tensor) -> Tensor:  
     "Closed loop under real actions, its parts in the order of a batch."
     return rollout(run, history, actions, past=past)
 
+
+def foretell(run: Run, history: Tensor, actions: Tensor, past: Tensor, film: Tensor) -> Tensor:  # (M, horizon, 105, 80)
+    "The same, but a mapper with a glimpse is told where the smallest new thing truly goes: (M, horizon, 105, 80)."
+    mapper, now, frames = run.context_mapper, history[:, -1:], []
+    if mapper.glimpse is None:
+        raise ValueError("this mapper decides on no place, since it has no glimpse: let it be judged by 'mapped' codes")
+    for action, after in zip(actions.unbind(1), film.split(1, 1), strict=True):
+        went, _ = true_place(history, now, after, LAUNCHES)
+        grid = mapper(history, action, past, 1e9 * to_one_hot(went, mapper.places)).argmax(1)
+        history = torch.cat([history[:, 1:], run.predictor.predict(history, flatten_codes(grid))], 1)
+        now, past = after, torch.cat([past[:, 1:], action[:, None]], 1)
+        frames.append(history[:, -1])
+    return torch.stack(frames, 1)
+
 # %% ../nbs/05_analysis.ipynb #e5d1407e
 def rollout_errors(
     run: Run,
     store: EpisodeStore,
     starts: np.ndarray,  # (M,) frame numbers
     horizon: int = 10,
-    codes: Literal["inferred", "mapped"] = "inferred",  # from the true film, or from the true actions
+    codes: Literal["inferred", "mapped", "foretold"] = "inferred",  # from the true film; from actions, told the place or not
 ) -> RolloutErrors:
     "Play on from many real frames in closed loop and compare with what really happened."
     film = film_at(run, store, starts, horizon)
@@ -461,8 +475,10 @@ def rollout_errors(
         drawn = in_batches(partial(rollout_codes, run.predictor), film.history, infer_codes(run, film))
     elif codes == "mapped":
         drawn = in_batches(partial(press, run), film.history, film.actions, film.past)
+    elif codes == "foretold":
+        drawn = in_batches(partial(foretell, run), film.history, film.actions, film.past, film.next)
     else:
-        raise ValueError(f"there are no {codes!r} codes: choose 'inferred' or 'mapped'")
+        raise ValueError(f"there are no {codes!r} codes: choose 'inferred', 'mapped' or 'foretold'")
     return compare_films(drawn, film)
 
 # %% ../nbs/05_analysis.ipynb #87922db1
