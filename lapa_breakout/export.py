@@ -8,6 +8,7 @@ __all__ = ['PlayStep', 'quiet_inputs', 'play_steps', 'export_onnx', 'OnnxStep', 
 
 # %% ../nbs/08_export.ipynb #bbd66596
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -105,6 +105,8 @@ class OnnxStep:
     "An exported file, called like `PlayStep`."
 
     def __init__(self, path: str | Path):
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # otherwise it reports to its makers; read when it is imported
+        import onnxruntime  # hence here
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:

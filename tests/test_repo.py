@@ -153,3 +153,16 @@ def test_promised_names_exist(name):
     module = importlib.import_module(f"lapa_breakout.{name}")
     missing = [public for public in PUBLIC[name].split() if public not in module.__all__]
     assert not missing, f"lapa_breakout.{name} lacks {missing}"
+
+
+def test_onnx_runtime_reports_to_nobody():
+    code = (
+        "import os, sys\n"
+        "from lapa_breakout.core import LapaError\n"
+        "from lapa_breakout.export import OnnxStep\n"
+        "assert 'onnxruntime' not in sys.modules, 'imported before it is told to be silent'\n"
+        "try: OnnxStep('none.onnx')\n"
+        "except LapaError: pass\n"
+        "assert 'onnxruntime' in sys.modules and os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n")
+    unset = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=unset, cwd=ROOT)
