@@ -231,14 +231,14 @@ def _smoke() -> Preset:
 def _evening() -> Preset:
     return Preset(
         name="evening",
-        data=DataConfig(transitions=900_000),
-        lam=LAMConfig(decay=0.98, warmup=2200, reset_stop=3800, picture=25.0, practice=800_000),
+        data=DataConfig(transitions=3_600_000),
+        lam=LAMConfig(decay=0.98, warmup=2200, reset_stop=3800, picture=25.0, practice=3_200_000),
         lam_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        predictor=PredictorConfig(glimpse=96, practice=800_000),
+        predictor=PredictorConfig(glimpse=96, practice=3_200_000),
         code_glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=500),
         predictor_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        context=ContextConfig(memory=16, glimpse=96, practice=800_000),
-        action_glimpse_train=TrainConfig(steps=8000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
+        context=ContextConfig(memory=16, glimpse=96, practice=3_200_000),
+        action_glimpse_train=TrainConfig(steps=20_000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
         context_train=TrainConfig(steps=13_000, lr=1e-3, muon=0.02, checkpoint_every=500),
         eval=EvalConfig(long_starts=150),
     )
