@@ -240,7 +240,7 @@ def _evening() -> Preset:
         context=ContextConfig(memory=16, glimpse=96, practice=3_200_000),
         action_glimpse_train=TrainConfig(steps=20_000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
         context_train=TrainConfig(steps=13_000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        eval=EvalConfig(long_starts=150),
+        eval=EvalConfig(starts=1000, long_starts=150),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf
