@@ -9,10 +9,10 @@ __all__ = ['HELD', 'GOALS', 'in_batches', 'Material', 'codes_at', 'draw_material
            'action_code_table', 'token_accuracy', 'exact_match', 'look_and_name', 'guess_codes', 'judge_mappers',
            'draw_starts', 'film_at', 'RolloutErrors', 'infer_codes', 'compare_films', 'press', 'foretell',
            'rollout_errors', 'foreseeable', 'happenings', 'where_lost', 'Looks', 'half_bricks', 'looks', 'play_long',
-           'relaunches', 'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game', 'paddle_control',
-           'Untold', 'sideways', 'read_from_moves', 'read_rightly', 'read_buttons', 'FewLabels', 'judge_untold',
-           'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long', 'judge_one_step',
-           'judge_alphabet', 'analyse', 'Goal', 'results_table', 'seeds_table']
+           'relaunches', 'lives_taken', 'Delta', 'controllability', 'PaddleControl', 'shares', 'hold_in_game',
+           'paddle_control', 'Untold', 'sideways', 'read_from_moves', 'read_rightly', 'read_buttons', 'FewLabels',
+           'judge_untold', 'few_labels', 'steps_per_second', 'judge_play', 'judge_rollouts', 'judge_long',
+           'judge_one_step', 'judge_alphabet', 'analyse', 'Goal', 'results_table', 'seeds_table']
 
 # %% ../nbs/05_analysis.ipynb #23f9756d
 import math
@@ -47,13 +47,13 @@ from .core import (
 from .data import (
     RAM_BYTES, EpisodeStore, TransitionBatch, TransitionDataset, game_states, make_env, make_player, play_from)
 from .lam import extract_latents
-from .mapper import LAUNCHES, ContextMapper, context_batches, weigh
+from .mapper import ELSEWHERE, ContextMapper, context_batches, weigh
 from .metrics import (
     BRICK_HIGH, BRICK_WIDE, FIELD_LEFT, FIELD_RIGHT, FIELD_TOP, PADDLE_TOP, WALL_TOP, Located, ball_from_ram,
     brick_pixels, bricks_standing, changed_pixel_psnr, codebook_usage, count_balls, distance, locate_ball, locate_paddle,
     perplexity, psnr, ssim)
 from .pipeline import Run, for_play
-from .predictor import rollout, rollout_codes, to_one_hot, true_place
+from .predictor import counted, rollout, rollout_codes, to_one_hot, true_place
 from .training import fit
 
 # %% ../nbs/05_analysis.ipynb #21e92334
@@ -454,7 +454,7 @@ def foretell(run: Run, history: Tensor, actions: Tensor, past: Tensor, film: Ten
     if mapper.glimpse is None:
         raise ValueError("this mapper decides on no place, since it has no glimpse: let it be judged by 'mapped' codes")
     for action, after in zip(actions.unbind(1), film.split(1, 1), strict=True):
-        went, _ = true_place(history, now, after, LAUNCHES)
+        went, _ = true_place(history, now, after, ELSEWHERE)
         grid = mapper(history, action, past, 1e9 * to_one_hot(went, mapper.places)).argmax(1)
         history = torch.cat([history[:, 1:], run.predictor.predict(history, flatten_codes(grid))], 1)
         now, past = after, torch.cat([past[:, 1:], action[:, None]], 1)
@@ -650,6 +650,24 @@ def relaunches(
             back += seen and 0 <= step - pressed < within
             empty, pressed = (0, steps) if seen else (empty + 1, pressed)
     return back, lost
+
+# %% ../nbs/05_analysis.ipynb #e1ef069d
+def lives_taken(
+    frames: Tensor,  # (M, T, 105, 80) float
+    actions: Tensor,  # (M, T) int64: what led to each frame
+    within: int = 9,  # steps from the last picture with the ball
+) -> tuple[int, int]:  # how many lost balls changed the number of lives once; how many were lost so early that it shows
+    "Does a lost ball take a life?"
+    ball = locate_ball(frames.flatten(0, 1))
+    there, low = (part.view(frames.shape[:2]) for part in (ball.found, ball.row >= PADDLE_TOP - 15))
+    changes = counted(frames[:, :-1], frames[:, 1:])
+    game, step = (there & low)[:, : max(0, frames.shape[1] - within)].nonzero().unbind(1)
+    game, after = game[:, None], step[:, None] + torch.arange(1, within + 1)
+    back = there[game, after]
+    served = (actions[game, after] == ACTIONS.index("FIRE")).gather(1, back.int().argmax(1, keepdim=True))[:, 0]
+    lost = ~back[:, :2].any(1) & (served | ~back.any(1))  # a paddle may hide it for one step
+    taken = changes[game, after - 1].sum(1) == 1
+    return int((lost & taken).sum()), int(lost.sum())
 
 # %% ../nbs/05_analysis.ipynb #1005dd37
 class Delta(NamedTuple):
@@ -930,7 +948,7 @@ def _study_file(file: Path, run: Run, store: EpisodeStore, cfg: FewLabels) -> di
 # %% ../nbs/05_analysis.ipynb #e6195a0b
 def _beginner(run: Run) -> ContextMapper:
     "A plain mapper: never told the past, and without a glimpse."
-    return ContextMapper(replace(run.preset.context, past_dropout=1.0, still_display=0.0, glimpse=0, memory=4))
+    return ContextMapper(replace(run.preset.context, past_dropout=1.0, glimpse=0, memory=4))
 
 
 def _watch(run: Run, store: EpisodeStore, index: np.ndarray, codes: np.ndarray, cfg: FewLabels, seed: int) -> ContextMapper:
@@ -1088,6 +1106,8 @@ def judge_long(
     frames, actions = play_long(run, store, starts, steps, seed=seed)
     for name, (back, lost) in {"": relaunches(frames, actions), "_game": relaunches(recorded, true.actions)}.items():
         figures |= {f"long.lost{name}": lost, f"long.relaunched{name}": back / lost if lost else math.nan}
+    for name, (taken, lost) in {"": lives_taken(frames, actions), "_game": lives_taken(recorded, true.actions)}.items():
+        figures |= {f"long.dropped{name}": lost, f"long.lives{name}": taken / lost if lost else math.nan}
     known = {"looks_right": looks(frames, begin), "looks_right_game": looks(recorded, begin)}
     figures |= {f"long.{name}": float(look.held().float().mean()) for name, look in known.items()}
     figures |= {f"long.{name}": float(part.float().mean()) for name, part in known["looks_right"]._asdict().items()}
@@ -1239,6 +1259,7 @@ GOALS = (
     Goal("200 steps of scripted play: pictures with a ball", "long.with_ball", "%", "long.with_ball_game", _REAL),
     Goal("200 steps of scripted play: FIRE launches a lost ball", "long.relaunched", "%",
          "long.relaunched_game", _REAL, None, 0.9),
+    Goal("200 steps of scripted play: a lost ball takes one life", "long.lives", "%", "long.lives_game", _REAL),
     Goal("play: steps per second", "play.steps_per_second", "", goal=60),
 )
 

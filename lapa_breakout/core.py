@@ -157,9 +157,10 @@ class ContextConfig:
     memory: int = 4  # past actions it is told, up to `MEMORY`
     trail: int = 10  # frames in which its glimpse knows where the smallest new thing was; pixels it sees of the last T
     glimpse: int = 0  # width of the part that decides first where the smallest new thing goes; 0: there is none
+    decide: int = 512  # width of the layers of its glimpse that decide
     past_dropout: float = 0.1  # share of training samples that are not told the past actions
     practice: int = 100_000  # transitions searched for surprising ones, as the predictor's; 0: none
-    still_display: float = 0.5  # share of training samples all of whose frames show the last one's score and lives
+    still_display: float = 0.5  # share of training samples in which its glimpse does not see the number of lives change
     scars: float = 0.3  # share of training samples with a damaged history, as the predictor's
 
 # %% ../nbs/00_core.ipynb #38eb0937
@@ -185,7 +186,7 @@ class TrainConfig:
 class EvalConfig:
     "How much of the held-out episodes an evaluation looks at."
     frames: int = 2000  # transitions whose codes are judged; at most 1,000 are drawn
-    starts: int = 200  # starting points of closed-loop play
+    starts: int = 1000  # starting points of closed-loop play
     horizon: int = 10  # steps of closed-loop play
     held_starts: int = 500  # from which each button is held
     long_starts: int = 40  # games of long play
@@ -237,10 +238,10 @@ def _evening() -> Preset:
         predictor=PredictorConfig(glimpse=96, practice=3_200_000),
         code_glimpse_train=TrainConfig(steps=3000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=500),
         predictor_train=TrainConfig(steps=5000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        context=ContextConfig(memory=16, glimpse=96, practice=3_200_000),
-        action_glimpse_train=TrainConfig(steps=20_000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
+        context=ContextConfig(memory=16, glimpse=128, decide=1024, practice=3_200_000),
+        action_glimpse_train=TrainConfig(steps=45_000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
         context_train=TrainConfig(steps=13_000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        eval=EvalConfig(starts=1000, long_starts=150),
+        eval=EvalConfig(long_starts=150),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf

@@ -32,7 +32,7 @@ from .mapper import (
     ActionGlimpse, ActionLatentPairDataset, ActionToLatentMLP, ContextMapper, Pairs, context_batches, mlp_batches,
     place_batches, write_pairs)
 from .predictor import (
-    CodeGlimpse, Glimpse, NextFramePredictor, Spots, find_spots, history_batches, sight_batches, surprises)
+    LIVES, CodeGlimpse, Glimpse, NextFramePredictor, Spots, find_spots, history_batches, sight_batches, surprises)
 from .training import History, fit
 
 # %% ../nbs/09_pipeline.ipynb #fc80ea99
@@ -174,16 +174,16 @@ _find_spots = lru_cache(maxsize=1)(find_spots)
 
 
 @lru_cache(maxsize=1)
-def _find(store: EpisodeStore, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    return surprises(splits(store, preset)["train"], _find_spots(store), count, seed)
+def _find(store: EpisodeStore, preset: Preset, count: int, seed: int, lives: bool) -> TransitionDataset | None:
+    return surprises(splits(store, preset)["train"], _find_spots(store), count, seed, lives)
 
 
-def _practice(paths: Paths, preset: Preset, count: int, seed: int) -> TransitionDataset | None:
-    "The surprising ones among `count` transitions to learn from"
+def _practice(paths: Paths, preset: Preset, count: int, seed: int, lives: bool = False) -> TransitionDataset | None:
+    "The surprising ones among `count` transitions to learn from, and perhaps those in which the number of lives changes"
     if not count:
         return None
     _spots(paths)
-    return _find(open_store(paths), preset, count, seed)
+    return _find(open_store(paths), preset, count, seed, lives)
 
 
 def _spots(paths: Paths) -> Spots:
@@ -271,7 +271,7 @@ def _train_glimpse(
     parts, identity = splits(store, preset), identities(store, preset, seed)[kind.kind]
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
-        practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed)
+        practice = _practice(paths, preset, cfg.practice if part == "train" else 0, seed, LIVES in kind.elsewhere)
         return draw(parts[part], _spots(paths), size, practice)
 
     train = replace(getattr(preset, f"{kind.kind}_train"), seed=seed)
@@ -324,7 +324,7 @@ def train_mapper(preset: Preset, paths: Paths, seed: int = 0, trackers: Sequence
         trackers)
 
     def batches(part: str, size: int) -> Callable[[int], Any]:
-        practice = _practice(paths, preset, preset.context.practice if part == "train" else 0, seed)
+        practice = _practice(paths, preset, preset.context.practice if part == "train" else 0, seed, lives=True)
         return context_batches(parts[part], codes, size, seed, practice)
 
     looked = _train_glimpse(
