@@ -349,7 +349,8 @@ class Glimpse(SavedModel):
         was = to_one_hot(away.clamp(-self.span, self.span) + self.span, 2 * self.span + 1) * before.there[:, None, :, None]
         known = [*told, was.flatten(1)]
         if self.trail > self.cfg.history:  # then it may be long gone: how far down it was says where it is now
-            known += [(to_one_hot(before.row, H) * before.there[..., None]).flatten(1), counts.float()]
+            rows = to_one_hot(before.row, H) * before.there[..., None]
+            known.append(torch.cat([rows.flatten(1), counts.float()], 1))  # eight parts at once are too many for WebGPU
         known += [to_one_hot(here.row, H), to_one_hot(here.col, W)]
         own, others, row, col = self.decide(torch.cat([seen, *known], 1)).split(
             [SIDE**2, 1 + len(self.elsewhere), SIDE, SIDE], 1)
