@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVES', 'SIGHT', 'REACH', 'SIDE', 'PLACES', 'extrapolate', 'Newest', 'alike_nearby', 'count_nearby', 'newest',
            'counted', 'Spots', 'find_spots', 'surprising', 'surprises', 'surroundings', 'unsure', 'or_unseen', 'Sight',
-           'look_closely', 'to_one_hot', 'way_ahead', 'number_place', 'mark_place', 'or_lives', 'true_place', 'Glimpse',
+           'look_closely', 'to_one_hot', 'way_ahead', 'number_place', 'mark_place', 'true_place', 'Glimpse',
            'blank_some', 'CodeGlimpse', 'Eyes', 'NextFramePredictor', 'history_batches', 'sights', 'sight_batches',
            'damage', 'scar', 'rollout_codes', 'rollout', 'PredictorConfig']
 
@@ -256,6 +256,7 @@ def number_place(
     here: Newest,
     there: Newest,
     elsewhere: Sequence[tuple[int, int]] = (),  # row and column of places that have numbers after those, however far they are
+    counts: Tensor | None = None,  # (B,) bool: whether the number of lives is another, if `LIVES` is among them
 ) -> Tensor:  # -> (B,) int64
     "The number of the place where a thing went"
     row, col = there.row - here.row + REACH, there.col - here.col + REACH
@@ -263,6 +264,8 @@ def number_place(
     place = torch.where(near, row * SIDE + col, PLACES - 1)
     for number, (far_row, far_col) in enumerate(elsewhere, PLACES):
         place = torch.where(there.there & ~near & (there.row == far_row) & (there.col == far_col), number, place)
+    if counts is not None and LIVES in elsewhere:  # a ball that is launched in the same step goes first
+        place = torch.where(counts & unsure(there), PLACES + elsewhere.index(LIVES), place)
     return place
 
 
@@ -279,12 +282,6 @@ def mark_place(
     return (to_one_hot(row, H)[:, :, None] * (to_one_hot(col, W) * exists[:, None])[:, None])[:, None]
 
 # %% ../nbs/03_predictor.ipynb #c46846b1
-def or_lives(there: Newest, counts: Tensor) -> Newest:  # (B,) each, (B,) bool
-    "The same; or the number of lives, if that is another and nothing new is above the paddle"
-    instead, (row, col) = counts & unsure(there), LIVES
-    return Newest(torch.where(instead, row, there.row), torch.where(instead, col, there.col), there.there | instead)
-
-
 def true_place(
     history: Tensor,  # (B, T, 105, 80), as it is seen
     now: Tensor,  # (B, 1, 105, 80), the last frame as it truly was
@@ -296,10 +293,7 @@ def true_place(
     if (again := unsure(here).nonzero()[:, 0]).numel():  # few: the earlier frames need not be searched for all
         closely = look_closely(history[again]).here
         here = Newest(*(part.index_copy(0, again, seen) for part, seen in zip(here, closely, strict=True)))
-    there = newest(now, next_frame)
-    if LIVES in elsewhere:
-        there = or_lives(there, counted(now, next_frame)[:, 0])
-    went = number_place(here, there, elsewhere)
+    went = number_place(here, newest(now, next_frame), elsewhere, counted(now, next_frame)[:, 0])
     return went, mark_place(here, went, elsewhere)
 
 # %% ../nbs/03_predictor.ipynb #b7e6c8fd
@@ -350,7 +344,7 @@ class Glimpse(SavedModel):
         known = [*told, was.flatten(1)]
         if self.trail > self.cfg.history:  # then it may be long gone: how far down it was says where it is now
             rows = to_one_hot(before.row, H) * before.there[..., None]
-            known.append(torch.cat([rows.flatten(1), counts.float()], 1))  # eight parts at once are too many for WebGPU
+            known.append(torch.cat([rows.flatten(1), counts.float()], 1))  # WebGPU joins seven at once
         known += [to_one_hot(here.row, H), to_one_hot(here.col, W)]
         own, others, row, col = self.decide(torch.cat([seen, *known], 1)).split(
             [SIDE**2, 1 + len(self.elsewhere), SIDE, SIDE], 1)
@@ -532,10 +526,8 @@ def sights(
     row, col = (place.numpy()[:, None] + np.arange(SIGHT) - SIGHT // 2 for place in (here.row, here.col))
     around = store.frames.cut(recent[:, -history:], np.where(row < WALL_TOP, -1, row), col)
     sight = Sight(to_float(torch.from_numpy(around)), here, before, torch.from_numpy(spots.counted[recent[:, 1:]]))
-    there = _as_newest(spots.come[index + 1])
-    if LIVES in elsewhere:
-        there = or_lives(there, torch.from_numpy(spots.counted[index + 1]))
-    return sight, number_place(here, there, elsewhere)
+    there, counts = _as_newest(spots.come[index + 1]), torch.from_numpy(spots.counted[index + 1])
+    return sight, number_place(here, there, elsewhere, counts)
 
 
 def sight_batches(
