@@ -135,7 +135,7 @@ def pick_codes(
     chances = F.softmax(logits / temperature, dim=-1)
     return torch.multinomial(chances.flatten(0, 1), 1).view(logits.shape[:2])
 
-
+# %% ../nbs/04_mapper.ipynb #5366c36d
 def check_actions(
     action: Tensor,  # (B,) int64
     actions: int = len(ACTIONS),

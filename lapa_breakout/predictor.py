@@ -60,7 +60,7 @@ class Newest(NamedTuple):
     col: Tensor  # (B,) int64
     there: Tensor  # (B,) bool: is there anything small?
 
-
+# %% ../nbs/03_predictor.ipynb #833aa20b
 def alike_nearby(
     frames: Tensor,  # (..., rows, columns) float in [0, 1] or uint8
 ) -> Tensor:  # the same shape and type
@@ -122,7 +122,7 @@ class Spots(NamedTuple):
     gone: np.ndarray  # (F, 3) int16: that the next frame does not show
     counted: np.ndarray  # (F,) bool: whether the number of lives is another than in the frame before
 
-
+# %% ../nbs/03_predictor.ipynb #d4175db4
 def find_spots(
     store: Any,  # an `EpisodeStore`
     size: int = 64,  # frames at once: few stay in the cache
@@ -157,7 +157,7 @@ def surprising(
         expected |= now.there & then.there & (row == there.row) & (col == there.col)
     return there.there & ~expected
 
-
+# %% ../nbs/03_predictor.ipynb #9bad970f
 def surprises(
     transitions: Any,  # a `TransitionDataset`
     spots: Spots,  # of its recording
@@ -268,7 +268,7 @@ def number_place(
         place = torch.where(counts & unsure(there), PLACES + elsewhere.index(LIVES), place)
     return place
 
-
+# %% ../nbs/03_predictor.ipynb #b4518508
 def mark_place(
     here: Newest,
     place: Tensor,  # (B,)
@@ -360,7 +360,7 @@ def blank_some(grid: Tensor, cfg: PredictorConfig) -> Tensor:  # (B, 7, 5) -> th
     "Code dropout: some cells say the code that nobody says"
     return grid.masked_fill(torch.rand(grid.shape, device=grid.device) < cfg.code_dropout, cfg.codebook_size)
 
-
+# %% ../nbs/03_predictor.ipynb #2083bc47
 class CodeGlimpse(Glimpse):
     "A glimpse that is shown the codes: each has drawings of its own of a cell"
 
@@ -529,7 +529,7 @@ def sights(
     there, counts = _as_newest(spots.come[index + 1]), torch.from_numpy(spots.counted[index + 1])
     return sight, number_place(here, there, elsewhere, counts)
 
-
+# %% ../nbs/03_predictor.ipynb #c6b53bca
 def sight_batches(
     transitions: Any,  # a `TransitionDataset`
     spots: Spots,  # of its recording
@@ -547,7 +547,6 @@ def sight_batches(
         index = draw_lots(generator, batch_size, transitions, practice)
         return *sights(transitions.store, spots, index, history, trail, elsewhere), *more(index)
     return next_batch
-
 
 # %% ../nbs/03_predictor.ipynb #d56c3466
 def damage(
@@ -572,7 +571,7 @@ def damage(
     since = torch.arange(steps, device=on) >= torch.randint(-steps, steps, (batch, 1), device=on)
     return torch.where(inside.any(1)[:, None] & since[:, :, None, None], beside, history)
 
-
+# %% ../nbs/03_predictor.ipynb #d6b78dd7
 def scar(
     history: Tensor,  # (B, T, 105, 80)
     share: float,  # of the samples
