@@ -189,7 +189,7 @@ class EvalConfig:
     starts: int = 1000  # starting points of closed-loop play
     horizon: int = 10  # steps of closed-loop play
     held_starts: int = 500  # from which each button is held
-    long_starts: int = 40  # games of long play
+    long_starts: int = 150  # games of long play
     long_steps: int = 200  # its steps, or as many as the longest test episode has
 
 # %% ../nbs/00_core.ipynb #21d9ab9a
@@ -241,7 +241,6 @@ def _evening() -> Preset:
         context=ContextConfig(memory=16, glimpse=128, decide=1024, practice=3_200_000),
         action_glimpse_train=TrainConfig(steps=45_000, batch_size=256, lr=4e-3, muon=0.08, checkpoint_every=1000),
         context_train=TrainConfig(steps=13_000, lr=1e-3, muon=0.02, checkpoint_every=500),
-        eval=EvalConfig(long_starts=150),
     )
 
 # %% ../nbs/00_core.ipynb #d51d3ecf
