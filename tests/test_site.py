@@ -101,6 +101,12 @@ def test_every_page_is_built(docs):
     assert {page.stem for page in docs.glob("*.html")} == PAGES
 
 
+def test_signatures_show_no_markup_of_links(docs):
+    words = {page.stem: re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")) for page in docs.glob("*.html")}
+    assert "of `make_env`; 0 to 12" in words["05_analysis"]  # the name stays
+    assert not {name: found for name, text in words.items() if (found := re.findall(r"\[`[^`]+`\]\([^)]*\)", text))}
+
+
 def test_check_of_links_finds_what_is_wrong(tmp_path):
     (tmp_path / "good.html").write_text('<h2 id="here">x</h2><a href="#here">x</a><a href="https://example.org">x</a>')
     assert list(build_docs().complaints(tmp_path)) == []

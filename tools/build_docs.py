@@ -1,6 +1,7 @@
 """Build the documentation site in _docs/: nbdev prepares the notebooks, smalldocs draws the pages (no Quarto), npm brings
 what the browser needs, and at the end every link is tried."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent / "site"  # package.json and its lock fil
 LOADS = {"link": "href", "script": "src", "img": "src", "source": "src", "video": "src", "audio": "src", "iframe": "src"}
 CSS_URL = re.compile(r"""(?:url\(|@import\s+(?!url))["']?(?!data:)([^"')\s;]+)""")
 PRIVATE = re.compile(r"\[(`_\w+`)\]\([^)]*\)")  # nbdev links these names too, but shows no documentation of them
+FENCED, LINK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE), re.compile(r"\[(`[^`]+`)\]\([^)]*\)")
 FONT_IMPORT = re.compile(r"@import url\([^)]*\);?")
 
 
@@ -35,6 +37,16 @@ def npm_packages() -> Path:
         subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=HERE, check=True)
         done.touch()
     return done.parent
+
+
+def without_links_in_code(notebook: str) -> str:  # JSON
+    "nbdev links names in signatures too; these are code, which would show the link's markup"
+    content = json.loads(notebook)
+    for output in (output for cell in content["cells"] for output in cell.get("outputs", ())):
+        if "text/markdown" in output.get("data", {}):
+            text = "".join(output["data"]["text/markdown"])
+            output["data"]["text/markdown"] = FENCED.sub(lambda code: LINK.sub(r"\1", code[0]), text)
+    return json.dumps(content)
 
 
 def prepare() -> Path:
@@ -52,7 +64,7 @@ def prepare() -> Path:
         text = nb.read_text(encoding="utf-8")
         for old, new in links.items():
             text = text.replace(old, new)
-        nb.write_text(PRIVATE.sub(r"\1", text), encoding="utf-8")
+        nb.write_text(without_links_in_code(PRIVATE.sub(r"\1", text)), encoding="utf-8")
     return prepared
 
 
