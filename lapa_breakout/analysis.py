@@ -1055,11 +1055,11 @@ def few_labels(
 def _glimpse_after(
     run: Run,
     store: EpisodeStore,
-    episodes: np.ndarray,
+    episodes: np.ndarray,  # to learn from
     spots: Spots,
     steps: int,
 ) -> ContextMapper:
-    "The mapper, with a glimpse that has learned from these episodes for so many steps"
+    "The mapper, with a glimpse that has learned for so many steps"
     mapper, train = deepcopy(run.context_mapper), run.preset.action_glimpse_train
     mapper.glimpse, learned = ActionGlimpse(mapper.cfg), TransitionDataset(store, episodes, run.history)
     rare = surprises(learned, spots, mapper.cfg.practice, lives=True)
@@ -1073,31 +1073,30 @@ def glimpse_trials(
     store: EpisodeStore,
     split: Mapping[str, np.ndarray],
     file: str | Path,  # JSON of the figures; what is in there is not measured again
-    trials: Iterable[tuple[int, float]],  # training steps, and the share of the training episodes to learn from
+    trials: Iterable[int],  # training steps of each
     count: int = 600,  # validation transitions, and as many starts
     spots: Spots | None = None,  # of the recording; None: look for them
-) -> dict[str, Any]:  # by trial: codes named rightly in one step, balls kept for 1, 5 and 10
-    "What other trainings of the mapper's glimpse are worth, everything else as it is"
-    file, told = Path(file), "told"
+) -> dict[str, Any]:  # by steps: codes named rightly in one step, balls kept for 1, 5 and 10
+    "What longer and shorter trainings of the mapper's glimpse are worth, everything else as it is"
+    file = Path(file)
     known = read_json(file) if file.exists() else {}
-    wanted = {f"{steps}" if share == 1 else f"{steps} of {share:g}": (steps, share) for steps, share in trials}
-    if not wanted.keys() - known.keys():
+    missing = [steps for steps in trials if str(steps) not in known]
+    if not missing:
         return known
-    spots, learn = spots or find_spots(store), np.random.default_rng(0).permutation(split["train"])
+    spots = spots or find_spots(store)
     seen = draw_material(run, store, split["validation"], count)
     begun = draw_starts(run, store, split["validation"], count, 10)
-    known.setdefault(told, float(rollout_errors(run, store, begun, 10).curves()["ball_recall"][-1]))
-    for name in [name for name in wanted if name not in known]:
-        steps, share = wanted[name]
+    known.setdefault("told", float(rollout_errors(run, store, begun, 10).curves()["ball_recall"][-1]))
+    for steps in missing:
         set_seed(0)
         mapper = run.context_mapper
-        if wanted[name] != (run.preset.action_glimpse_train.steps, 1):  # else it is the one that it has
-            mapper = _glimpse_after(run, store, np.sort(learn[: math.ceil(share * len(learn))]), spots, steps)
+        if steps != run.preset.action_glimpse_train.steps:  # else it is the one that it has
+            mapper = _glimpse_after(run, store, split["train"], spots, steps)
         player = replace(run, context_mapper=mapper)
         guess = in_batches(partial(look_and_name, player), seen.history, seen.actions, seen.past)
         balls = rollout_errors(player, store, begun, 10, "mapped").curves()["ball_recall"]
-        known[name] = {f"step {step}": float(balls[step - 1]) for step in (1, 5, 10)}
-        known[name]["codes"] = token_accuracy(guess, seen.codes)
+        known[str(steps)] = {f"step {step}": float(balls[step - 1]) for step in (1, 5, 10)}
+        known[str(steps)]["codes"] = token_accuracy(guess, seen.codes)
         write_json(file, known)
     return known
 
